@@ -1,0 +1,65 @@
+"""Fixtures: the real servers, and databases on them that go after each test."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pymongo
+import pytest
+import redis
+from sqlalchemy import URL
+
+from workshop import sandbox, stack
+from workshop.stack.postgres import dsn
+
+
+@pytest.fixture(scope="session")
+def servers() -> stack.Servers:
+    """The workbook's servers, started where they are not running. They stay up, as after `make lab`."""
+    return stack.up()
+
+
+@pytest.fixture
+def scratch(servers: stack.Servers) -> Iterator[URL]:
+    """A fresh, empty PostgreSQL database."""
+    name = f"workshop_test_{secrets.token_hex(4)}"
+    with psycopg.connect(dsn(servers.postgres), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield servers.postgres.set(database=name)
+    sandbox.drop_postgres(servers.postgres, name)
+
+
+@pytest.fixture
+def scratch_mongo(servers: stack.Servers) -> Iterator[pymongo.database.Database]:
+    """A fresh MongoDB database."""
+    with pymongo.MongoClient(servers.mongo, serverSelectionTimeoutMS=5000) as client:
+        name = f"workshop_test_{secrets.token_hex(4)}"
+        yield client[name]
+        client.drop_database(name)
+
+
+@pytest.fixture
+def scratch_redis(servers: stack.Servers) -> Iterator[redis.Redis]:
+    """A client on an empty Redis database."""
+    box = sandbox.create(servers, "test", ["redis"])
+    with redis.Redis.from_url(box.redis, decode_responses=True) as client:
+        yield client
+    box.drop()
+
+
+@pytest.fixture
+def own_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state folder of the test's own: its servers start from nothing and are stopped afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="workshop test ", dir="/tmp"))  # a space in the path, on purpose
+    folder.chmod(0o711)  # pytest's tmp_path is closed to the account that runs PostgreSQL for root
+    for variable in ("POSTGRES_URL", "REPLICA_URLS", "REDIS_URL", "MONGO_URL"):
+        monkeypatch.delenv(f"WORKSHOP_{variable}", raising=False)
+    monkeypatch.setenv("WORKSHOP_STATE", str(folder))
+    yield folder
+    stack.down()
+    shutil.rmtree(folder, ignore_errors=True)

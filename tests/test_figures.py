@@ -1,0 +1,269 @@
+"""The figures: text that fits and does not overlap, labelled axes, no side effects."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from workshop import figures
+from workshop.measure import Comparison
+
+
+def make(
+    ratio: float,
+    to_floor: float | None = 9.0,
+    *,
+    base: float = 5.23e-3,
+    noise: float = 0.08,
+    labels: tuple[str, ...] = (
+        "a new connection per query",
+        "five warm connections",
+        "the bare driver, warm",
+    ),
+    spike: float = 1.0,
+) -> Comparison:
+    rng = np.random.default_rng(3)
+    medians = {"before": base, "after": base / ratio}
+    if to_floor:
+        medians["floor"] = base / ratio / to_floor
+    samples = {arm: (m * rng.lognormal(0, noise, 20)).tolist() for arm, m in medians.items()}
+    samples["before"][0] *= spike
+    low, high = ratio * 0.95, ratio * 1.05
+    return Comparison(
+        name="pool",
+        labels=labels,
+        unit="query",
+        units=1,
+        samples=samples,
+        batch=dict.fromkeys(samples, 1),
+        ratio=ratio,
+        interval=(low, high),
+        verdict="faster" if low > 1.1 else "slower" if high < 1 / 1.1 else "~",
+        noise_floor=1.04,
+        before_s=base,
+        after_s=base / ratio,
+        floor_s=medians.get("floor"),
+        to_floor=to_floor,
+    )
+
+
+def drawn_texts(fig) -> list[Text]:
+    """Every text that shows; ticks outside the axis' limits keep a label that is never drawn."""
+    undrawn = set()
+    for axis in (axis for axes in fig.axes for axis in (axes.xaxis, axes.yaxis)):
+        drawn = {id(tick.label1) for tick in axis._update_ticks()}
+        ticks = (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        undrawn |= {id(label) for tick in ticks for label in (tick.label1, tick.label2)} - drawn
+    texts = (t for t in fig.findobj(Text) if id(t) not in undrawn)
+    return [t for t in texts if t.get_visible() and t.get_text().strip()]
+
+
+def assert_readable(fig) -> None:
+    """No text leaves the figure, and no two texts overlap."""
+    fig.draw_without_rendering()
+    renderer = fig.canvas.get_renderer()
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in drawn_texts(fig)]
+    assert len(boxes) > 4
+    width, height = fig.bbox.width, fig.bbox.height
+    for what, box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, f"clipped: {what}"
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        overlap = min(a.x1, b.x1) - max(a.x0, b.x0) > 0.5 and min(a.y1, b.y1) - max(a.y0, b.y0) > 0.5
+        assert not overlap, f"{one!r} over {other!r}"
+
+
+RATIOS = [0.001, 0.05, 0.5, 0.9, 0.98, 1.0, 1.05, 1.3, 2, 5, 9.9, 11, 20.7, 100, 1000]
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("to_floor", [None, 1.0, 1.5, 9.0, 200.0])
+def test_comparison_is_readable_at_any_ratio(ratio, to_floor):
+    assert_readable(figures.comparison(make(ratio, to_floor), gap_note="BEGIN, ROLLBACK, ORM"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base": 40.0},
+        {"base": 3e-7},
+        {"noise": 0.5},
+        {"noise": 0.0},
+        {"spike": 30.0},
+        {"labels": ("word " * 20, "x", "unbroken" * 8)},
+    ],
+)
+def test_comparison_is_readable_with_odd_data(options):
+    long = "one thing and another that is still to be paid for, " * 6
+    for ratio in (0.5, 1.0, 1.3, 20.7, 1000):
+        assert_readable(figures.comparison(make(ratio, **options), "A finding of many words " * 8, gap_note=long))
+
+
+def texts(fig) -> str:
+    return "\n".join(t.get_text() for t in fig.findobj(Text))
+
+
+def test_comparison_says_what_was_found():
+    fig = figures.comparison(make(20.7), "200 connections become 1", gap_note="BEGIN, ROLLBACK, ORM")
+    found = texts(fig)
+    for expected in (
+        "200 connections become 1",
+        "20.7x faster (19.7 to 21.7)",
+        "9.0x still to the floor: BEGIN, ROLLBACK, ORM",
+        "before: a new connection per query",
+        "ms",
+    ):
+        assert expected in found
+    assert "no clear difference" in texts(figures.comparison(make(1.0)))
+    assert "2.00x slower" in texts(figures.comparison(make(0.5)))
+
+
+def test_log_scale_where_ratios_exceed_ten_else_linear_from_zero():
+    for ratio, to_floor, scale in (
+        (20.7, None, "log"),
+        (5, None, "linear"),
+        (5, 5.0, "log"),
+        (0.05, None, "log"),
+    ):
+        axes = figures.comparison(make(ratio, to_floor)).axes[0]
+        assert axes.get_xscale() == scale
+        assert ("log scale" in axes.get_xlabel()) == (scale == "log")
+        if scale == "linear":
+            assert axes.get_xlim()[0] == 0
+
+
+def test_every_sample_is_shown_and_jitter_is_repeatable():
+    result = make(20.7)
+    one, other = (figures.comparison(result).axes[0] for _ in range(2))
+    for axes in (one, other):
+        assert [len(c.get_offsets()) for c in axes.collections] == [20, 20, 20]
+        left, right = axes.get_xlim()
+        assert all(left <= x <= right for c in axes.collections for x in c.get_offsets()[:, 0])
+    for a, b in zip(one.collections, other.collections, strict=True):
+        assert np.array_equal(a.get_offsets(), b.get_offsets())
+
+
+# Round trip in ms, ratio, low, high.
+POINTS = {
+    "falling": [(0.04, 17.2, 16.5, 18.1), (0.12, 11.2, 10.9, 11.6), (0.5, 5, 4.8, 5.2), (20, 2.4, 2.3, 2.5)],
+    "rising": [(0, 1.02, 0.98, 1.1), (0.5, 2, 1.9, 2.1), (2, 5, 4.5, 5.1), (20, 8, 7.8, 8.2)],
+    "steep": [(0.05, 300, 280, 320), (0.5, 20, 19, 21), (2, 4, 3.6, 4.2), (20, 0.9, 0.85, 0.95)],
+    "one": [(0.05, 3, 2.8, 3.2)],
+    "crowded": [(0.05 * 1.03**i, 5 - i * 0.2, 4.9 - i * 0.2, 5.1 - i * 0.2) for i in range(6)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("points", POINTS.values(), ids=POINTS)
+def test_distance(points):
+    fig = figures.distance(points)
+    axes = fig.axes[0]
+    assert "ms" in axes.get_xlabel() and "times" in axes.get_ylabel()
+    assert "loopback" in texts(fig) and "noise floor" in texts(fig)
+    if points is not POINTS["crowded"]:
+        assert_readable(fig)
+
+
+def test_distance_hides_tick_labels_that_would_touch():
+    fig = figures.distance(POINTS["crowded"])
+    fig.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in fig.axes[0].get_xticklabels() if t.get_text()]
+    assert 1 <= len(boxes) < 6
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(sorted(boxes, key=lambda b: b.x0)))
+
+
+def gain(name, ratio, verdict, spread=0.05):
+    interval = [ratio * (1 - spread), ratio * (1 + spread)]
+    return {"lesson": "02-pool", "name": name, "ratio": ratio, "interval": interval, "verdict": verdict}
+
+
+def test_gains():
+    records = [
+        gain("a", 20.7, "faster"),
+        gain("b " * 60, 348, "faster"),
+        gain("c", 1.01, "~"),
+        gain("d", 0.4, "slower"),
+    ]
+    fig = figures.gains(records)
+    assert_readable(fig)
+    assert fig.axes[0].get_xscale() == "log"
+    assert [t.get_text()[:10] for t in fig.axes[0].get_yticklabels()][::3] == ["02-pool: b", "02-pool: d"]
+    assert_readable(figures.gains(records[:1]))
+    assert_readable(figures.gains([gain("x", 3000, "faster", 0.5)] * 30))
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"before: 200 lazy loads": 201, "after: selectinload": 2, "goal": 3},
+        {"before": 8_123_456, "after": 9, "cached": 0},
+        {"none": 0},
+        {"word " * 30: 0.5, "x": 1},
+        {"ten": 10, "also ten": 10},
+    ],
+)
+def test_bars(values, log):
+    fig = figures.bars(values, "201 statements become 2", "SQL statements", log=log)
+    assert_readable(fig)
+    assert fig.axes[0].get_xlabel().startswith("SQL statements")
+    shown = texts(fig)
+    assert all((f"{v:,.0f}" if v == int(v) else str(v)) in shown for v in values.values())
+
+
+def test_nothing_to_draw_is_an_error_with_a_sentence():
+    for draw in (lambda: figures.distance([]), lambda: figures.gains([]), lambda: figures.bars({}, "", "")):
+        with pytest.raises(ValueError, match="at least one"):
+            draw()
+    with pytest.raises(ValueError, match="0 and above"):
+        figures.bars({"x": -1}, "", "")
+
+
+def every_figure():
+    yield figures.comparison(make(20.7))
+    yield figures.distance(POINTS["falling"])
+    yield figures.gains([gain("a", 20.7, "faster")])
+    yield figures.bars({"a": 1}, "title", "statements")
+
+
+def test_every_axis_has_a_label_or_named_rows_and_the_size_is_fixed():
+    for fig in every_figure():
+        (axes,) = fig.axes
+        assert axes.get_xlabel()
+        assert axes.get_ylabel() or all(t.get_text() for t in axes.get_yticklabels())
+    assert repr(figures.comparison(make(1.0))) == repr(figures.comparison(make(1000), "x " * 200))
+    assert repr(figures.comparison(make(1.0))) == "<Figure size 900x420 with 1 Axes>"
+
+
+def test_no_global_state_is_touched_and_no_file_written(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.chdir(tmp_path)
+    with matplotlib.rc_context({"font.size": 7.5, "axes.grid": False, "axes.facecolor": "pink"}):
+        before, open_before = dict(matplotlib.rcParams), plt.get_fignums()
+        for fig in every_figure():
+            assert fig._repr_png_().startswith(b"\x89PNG")
+        assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == open_before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readers_own_style_does_not_change_the_look():
+    def pixels() -> bytes:
+        data = io.BytesIO()
+        figures.comparison(make(20.7), "t").savefig(data, format="raw", dpi=100)
+        return data.getvalue()
+
+    plain = pixels()
+    with matplotlib.rc_context({"font.size": 20, "axes.titlesize": 30, "lines.linewidth": 9, "axes.grid": False}):
+        assert pixels() == plain
+
+
+def test_the_colours_differ_in_grey():
+    from matplotlib.colors import to_rgb
+
+    before, after = (np.dot(to_rgb(figures.COLOURS[arm]), (0.2126, 0.7152, 0.0722)) for arm in ("before", "after"))
+    assert before - after > 0.1  # and each arm has a row of its own, with its name

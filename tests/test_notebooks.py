@@ -1,0 +1,149 @@
+"""The notebooks' structure: what nbval cannot see because it compares only what is stored."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
+HEADINGS = [
+    "1. The question",
+    "2. Predict",
+    "3. Before",
+    "4. See why",
+    "5. After",
+    "6. Measure",
+    "7. The trap",
+    "8. What it costs",
+    "9. Your turn",
+    "10. Take away",
+]
+IGNORED = "nbval-ignore-output"
+
+each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def texts(cell: dict) -> str:
+    """Everything that the cell's outputs say, as text."""
+    said = []
+    for output in cell["outputs"]:
+        said.append("".join(output.get("text", "")))
+        said += ["".join(data) for kind, data in output.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join(said)
+
+
+def shows_something(cell: dict) -> bool:
+    """Whether the cell's source ends in a value, or prints, so that it must have an output."""
+    body = ast.parse(source(cell)).body
+    prints = any(
+        isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+        for statement in body
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef)
+        for node in ast.walk(statement)
+    )
+    return prints or (bool(body) and isinstance(body[-1], ast.Expr))
+
+
+def test_there_are_lessons():
+    assert LESSONS
+
+
+@each_lesson
+def test_the_ten_headings_stand_in_order(path):
+    headings = re.findall(r"^## (\d+\. .+)$", "\n".join(source(cell) for cell in cells(path, "markdown")), re.MULTILINE)
+    assert headings == HEADINGS
+
+
+@each_lesson
+def test_each_code_cell_is_stored_executed_with_its_output(path):
+    for cell in cells(path, "code"):
+        assert cell["execution_count"] is not None, source(cell)
+        assert not [output for output in cell["outputs"] if output["output_type"] == "error"], source(cell)
+        assert not [output for output in cell["outputs"] if output.get("name") == "stderr"], source(cell)
+        # nbval passes whatever a cell prints when nothing is stored to compare it with.
+        assert not shows_something(cell) or cell["outputs"], source(cell)
+
+
+@each_lesson
+def test_most_cells_are_compared(path):
+    code = cells(path, "code")
+    ignored = [cell for cell in code if IGNORED in tags(cell)]
+    assert len(ignored) <= 0.6 * len(code)
+
+
+@each_lesson
+def test_compared_cells_hold_no_times(path):
+    """A time in a compared cell would make nbval fail on the next machine, or be loosened there."""
+    for cell in cells(path, "code"):
+        if IGNORED not in tags(cell):
+            assert not re.search(r"\d (ms|µs|ns|seconds)\b", texts(cell)), source(cell)
+
+
+@each_lesson
+def test_nothing_of_the_machine_is_stored(path):
+    content = json.loads(path.read_text())
+    said = "\n".join(texts(cell) for cell in content["cells"] if cell["cell_type"] == "code")
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|Users|work|var|opt|mnt)/", said)
+    assert not re.search(r"://[^/\s:]*:[^@\s*]+@", said)
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    assert "widgets" not in content["metadata"]
+
+
+@each_lesson
+def test_the_exercise_fails_as_shipped_and_its_solution_passes(path):
+    exercises = [cell for cell in cells(path, "code") if "exercise" in tags(cell)]
+    solutions = [cell for cell in cells(path, "code") if "solution" in tags(cell)]
+    assert exercises and len(exercises) == len(solutions)
+    for cell in exercises:
+        assert "not yet: " in texts(cell) and IGNORED not in tags(cell)
+    for cell in solutions:
+        assert "yes: " in texts(cell) and "not yet" not in texts(cell) and IGNORED not in tags(cell)
+        assert cell["metadata"].get("jupyter", {}).get("source_hidden") is True
+    assert "<details>" in "\n".join(source(cell) for cell in cells(path, "markdown"))
+
+
+@each_lesson
+def test_each_figure_is_described_beside_it(path):
+    content = json.loads(path.read_text())["cells"]
+    figures = 0
+    for cell, following in pairwise(content):
+        if cell["cell_type"] == "code" and any("image/png" in output.get("data", {}) for output in cell["outputs"]):
+            figures += 1
+            assert following["cell_type"] == "markdown" and source(following).startswith("*Figure:"), source(cell)
+    assert figures
+
+
+@each_lesson
+def test_the_lesson_is_opened_under_its_own_name(path):
+    assert f'open_lesson("{path.stem}"' in "\n".join(source(cell) for cell in cells(path, "code"))
+
+
+@each_lesson
+def test_links_lead_somewhere(path):
+    for cell in cells(path, "markdown"):
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", source(cell)):
+            assert (NOTEBOOKS / target).exists(), target
+
+
+def test_the_index_and_the_readme_list_every_lesson():
+    for page in (NOTEBOOKS / "README.md", NOTEBOOKS.parent / "README.md"):
+        listed = set(re.findall(r"\]\((?:notebooks/)?(\d\d-[\w-]+\.ipynb)\)", page.read_text()))
+        assert listed == {path.name for path in LESSONS}, page.name

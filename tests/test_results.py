@@ -1,0 +1,194 @@
+"""Results on disk and the reports made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workshop import report, results
+
+ROOT = Path(__file__).parents[1]
+
+RECORD = {
+    "lesson": "02-connection-pooling",
+    "name": "pool <b>&amp;</b>",
+    "before_s": 0.00523,
+    "after_s": 0.000266,
+    "floor_s": 2.85e-5,
+    "ratio": 20.7,
+    "interval": [19.8, 21.5],
+    "verdict": "faster",
+    "noise_floor": 1.04,
+    "round_trip_s": 3e-5,
+    "versions": {"postgresql": "18.6", "python": "3.11"},
+    "scale": {"customers": 20_000},
+    "at": "2026-01-01T10:00:00+00:00",
+    "host": "Linux x86_64, 2 cores",
+    "labels": ["a new connection <each>", "five warm", "the bare driver"],
+    "unit": "query",
+    "units": 1,
+    "batch": {"before": 1, "after": 5, "floor": 40},
+    "samples": {
+        "before": [0.0052, 0.00523, 0.0053, 0.0051, 0.0054, 0.0052],
+        "after": [0.00026, 0.000266, 0.00027, 0.00025, 0.00028, 0.00026],
+        "floor": [2.8e-5, 2.85e-5, 2.9e-5, 2.7e-5, 3e-5, 2.8e-5],
+    },
+}
+
+
+def record(**changes) -> dict:
+    return {**RECORD, **changes}
+
+
+# --------------------------------------------------------------------------------------------------- on disk
+
+
+def test_what_is_appended_is_read(tmp_path):
+    path = tmp_path / "new" / results.FILE
+    assert results.read(path) == []
+    results.append(RECORD, path)
+    results.append(record(name="µs → ms"), path)
+    assert results.read(path) == [RECORD, record(name="µs → ms")]
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_what_is_not_json_is_refused_and_leaves_no_trace(tmp_path):
+    path = tmp_path / results.FILE
+    for value in (float("nan"), float("inf"), object()):
+        with pytest.raises(ValueError, match="plain JSON"):
+            results.append({"ratio": value}, path)
+    assert not path.exists()
+
+
+def test_a_torn_last_line_is_left_out_silently(tmp_path, recwarn):
+    path = tmp_path / results.FILE
+    results.append(RECORD, path)
+    whole = path.read_bytes()
+    for cut in (1, len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole + whole[:cut])
+        assert results.read(path) == [RECORD]
+    assert not recwarn.list
+
+
+def test_a_torn_line_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / results.FILE
+    path.write_bytes('{"name": "µ'.encode()[:-1])  # torn in the middle of a character
+    results.append(RECORD, path)
+    with pytest.warns(UserWarning, match="1 unreadable"):
+        assert results.read(path) == [RECORD]
+
+
+APPEND_MANY = """
+import sys
+from pathlib import Path
+from workshop import results
+path, worker = Path(sys.argv[1]), int(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(200):
+    results.append({"worker": worker, "i": i, "pad": "x" * 20_000}, path)
+"""
+
+
+def test_four_processes_append_at_once(tmp_path):
+    path = tmp_path / results.FILE
+    command = [sys.executable, "-c", APPEND_MANY, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    workers = [subprocess.Popen([*command, str(w)], **pipes) for w in range(4)]
+    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 4
+    for worker in workers:  # all at once
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    for worker in workers:
+        worker.communicate(timeout=60)
+        assert worker.returncode == 0
+    found = results.read(path)
+    assert len(found) == 800
+    for w in range(4):
+        assert [r["i"] for r in found if r["worker"] == w] == list(range(200))
+
+
+def test_latest_of_each_comparison():
+    old, new = record(at="2026-01-01T10:00:00+00:00"), record(at="2026-01-01T10:00:00.5Z", ratio=30.0)
+    other = record(name="other", at="2025-01-01T00:00:00+00:00")
+    elsewhere = record(lesson="03")
+    for order in ([old, new, other, elsewhere], [elsewhere, other, new, old]):
+        found = {(r["lesson"], r["name"]): r["ratio"] for r in results.latest(order)}
+        assert len(found) == 3
+        assert found[RECORD["lesson"], RECORD["name"]] == 30.0
+
+
+def test_latest_takes_the_last_given_where_no_time_is_known():
+    first, second = record(at=None, ratio=1.0), record(at=None, ratio=2.0)
+    assert results.latest([first, second]) == [second]
+
+
+# ----------------------------------------------------------------------------------------------- the reports
+
+
+RECORDS = [
+    record(name="small", ratio=1.02, interval=[0.98, 1.05], verdict="~", floor_s=None),
+    RECORD,
+    record(name="worse", ratio=0.5, interval=[0.48, 0.53], verdict="slower"),
+]
+
+
+def test_table_has_the_best_gain_first():
+    lines = report.table(RECORDS).splitlines()
+    assert re.split(r" {2,}", lines[0].strip()) == list(report.HEADINGS)
+    assert [re.search(r"(faster|slower|~)$", line).group() for line in lines[2:]] == ["faster", "~", "slower"]
+    assert "5.23 ms" in lines[2] and "266 µs" in lines[2] and "28.5 µs" in lines[2]
+    assert "20.7x (19.8 to 21.5)" in lines[2]
+    assert len({line.index(")") for line in lines[2:]}) == 1  # aligned
+
+
+def test_json_has_exactly_the_promised_keys():
+    promised = {
+        "lesson", "name", "before_s", "after_s", "floor_s", "ratio", "interval", "verdict", "noise_floor",
+        "round_trip_s", "versions", "scale", "at",
+    }  # fmt: skip
+    entries = json.loads(report.as_json([*RECORDS, {k: RECORD[k] for k in ("lesson", "name", "ratio")}]))
+    assert len(entries) == 4
+    for entry in entries:
+        assert set(entry) == promised
+    assert [e["ratio"] for e in entries] == sorted((e["ratio"] for e in entries), reverse=True)
+
+
+def test_html_is_one_file_that_loads_nothing(tmp_path):
+    path = tmp_path / "report.html"
+    report.html(RECORDS, path)
+    page = path.read_text(encoding="utf-8")
+    assert page.count("<img ") == 1 + len(RECORDS)
+    inlined = re.compile(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"')
+    assert len(inlined.findall(page)) == 1 + len(RECORDS)
+    assert not re.search(r"src=|href=|https?:|//|<script|<link|@import|url\(", inlined.sub("", page))
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_html_escapes_and_describes_its_pictures(tmp_path):
+    path = tmp_path / "report.html"
+    report.html(RECORDS, path)
+    page = path.read_text(encoding="utf-8")
+    assert "pool &lt;b&gt;&amp;amp;&lt;/b&gt;" in page
+    assert "<b>" not in page and "<each>" not in page
+    assert all(len(alt) > 20 for alt in re.findall(r'<img alt="([^"]*)"', page))
+    assert "customers 20,000" in page and "postgresql 18.6" in page
+
+
+def test_html_without_raw_samples(tmp_path):
+    path = tmp_path / "report.html"
+    report.html([{k: v for k, v in RECORD.items() if k not in ("samples", "labels", "batch")}], path)
+    assert path.read_text(encoding="utf-8").count("<img ") == 1
+
+
+def test_no_results_say_what_to_do(tmp_path):
+    assert "run a notebook first" in report.table([])
+    assert json.loads(report.as_json([])) == []
+    path = tmp_path / "report.html"
+    report.html([], path)
+    assert "run a notebook first" in path.read_text(encoding="utf-8")

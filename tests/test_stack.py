@@ -1,0 +1,283 @@
+"""The servers: from nothing to ready, found again, mended, and gone without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import psycopg
+import pymongo
+import pytest
+import redis
+from pymongo.errors import OperationFailure
+
+from workshop import stack
+from workshop.stack import postgres
+from workshop.stack.postgres import dsn
+from workshop.state import ACCOUNT, WorkshopError, is_root, lock, password
+
+NAMES = ("postgres", "redis", "mongo")
+
+
+def server_processes(folder: Path) -> dict[str, psutil.Process]:
+    """The running server processes whose run files stand in `folder`, by name."""
+    found = {}
+    for run_file in folder.glob("*/run.json"):
+        run = json.loads(run_file.read_text())
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[run_file.parent.name] = psutil.Process(run["pid"])
+    return found
+
+
+def query(url, statement: str):
+    """The first value that the statement returns, if it returns any."""
+    with psycopg.connect(dsn(url), autocommit=True) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchone()[0] if cursor.description else None
+
+
+def ping_all(servers: stack.Servers) -> None:
+    assert query(servers.postgres, "SELECT 1") == 1
+    assert redis.Redis.from_url(servers.redis).ping()
+    with pymongo.MongoClient(servers.mongo) as client:
+        assert client.test.things.insert_one({}).acknowledged
+
+
+def test_from_nothing_up_again_and_down(own_state):
+    start = time.monotonic()
+    servers = stack.up()
+    assert time.monotonic() - start < 15
+    ping_all(servers)
+    before = {name: process.pid for name, process in server_processes(own_state).items()}
+    assert set(before) == set(NAMES)
+
+    again = stack.up()
+    assert {name: process.pid for name, process in server_processes(own_state).items()} == before
+    assert again == servers
+
+    family = [child for pid in before.values() for child in psutil.Process(pid).children(recursive=True)]
+    ports = [int(service.address.rpartition(":")[2].partition("/")[0]) for service in servers.services.values()]
+    assert sorted(stack.down()) == sorted(NAMES)
+    assert server_processes(own_state) == {}
+    assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not [path for path in own_state.rglob("*") if path.is_socket()]
+    for port in ports:
+        assert not Path(f"/tmp/.s.PGSQL.{port}").exists()
+        assert not Path(f"/tmp/mongodb-{port}.sock").exists()
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert stack.down() == []
+
+
+def test_several_processes_start_one_set_of_servers(own_state):
+    code = "from workshop import stack; s = stack.up(); print(s.postgres.port, s.redis, s.mongo)"
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    answers = {process.communicate(timeout=100)[0] for process in started}
+    assert [process.returncode for process in started] == [0] * 4
+    assert len(answers) == 1
+
+
+def test_killed_servers_a_stale_pid_and_a_taken_port_are_mended(own_state):
+    servers = stack.up()
+    query(servers.postgres, "CREATE TABLE kept AS SELECT 42 AS n")
+    with pymongo.MongoClient(servers.mongo) as client:
+        client.kept.things.insert_one({"_id": 1})
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    ports = {name: json.loads((own_state / name / "run.json").read_text())["port"] for name in NAMES}
+    for process in server_processes(own_state).values():
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    # As after a reboot: the process id in the file now belongs to somebody else, and so do the ports.
+    blockers = []
+    for name, port in ports.items():
+        run_file = own_state / name / "run.json"
+        run_file.write_text(json.dumps({**json.loads(run_file.read_text()), "pid": bystander.pid}))
+        blocker = socket.socket()
+        blocker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        blocker.bind(("127.0.0.1", port))
+        blocker.listen()
+        blockers.append(blocker)
+    try:
+        mended = stack.up()
+        ping_all(mended)
+        assert query(mended.postgres, "SELECT n FROM kept") == 42
+        with pymongo.MongoClient(mended.mongo) as client:
+            assert client.kept.things.count_documents({}) == 1
+        assert mended.postgres.port != servers.postgres.port
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        for blocker in blockers:
+            blocker.close()
+
+
+def test_a_server_that_no_longer_answers_is_replaced(own_state):
+    servers = stack.up()
+    frozen = server_processes(own_state)["redis"]
+    frozen.send_signal(signal.SIGSTOP)
+    try:
+        assert redis.Redis.from_url(stack.up().redis).ping()
+        assert not frozen.is_running() or frozen.status() == psutil.STATUS_ZOMBIE
+    finally:
+        if frozen.is_running():
+            frozen.kill()
+    assert servers.postgres == stack.up().postgres
+
+
+def test_a_half_made_data_folder_is_made_anew(own_state):
+    half = own_state / "postgres" / "data"
+    half.mkdir(parents=True)
+    (half / "PG_VERSION").write_text("18\n")
+    (own_state / "mongo" / "data").mkdir(parents=True)
+    ping_all(stack.up())
+
+
+def test_a_server_that_cannot_start_says_why_in_one_sentence(own_state):
+    stack.up()
+    stack.down()
+    with open(own_state / "postgres" / "data" / "postgresql.conf", "a") as conf:
+        conf.write("no_such_setting = 1\n")
+    with pytest.raises(WorkshopError, match=r"(?s)ended while it started.*run `python -m workshop doctor`") as caught:
+        stack.up()
+    assert "\n" not in str(caught.value)
+    assert "postgres" not in server_processes(own_state)
+
+
+def test_passwords_are_asked_for_and_kept_private(servers):
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(dsn(servers.postgres.set(password="wrong")), connect_timeout=5)
+    with pytest.raises(redis.AuthenticationError):
+        redis.Redis.from_url(re.sub(r":[^:@/]+@", ":wrong@", servers.redis)).ping()
+    with pymongo.MongoClient(re.sub(r":[^:@/]+@", ":wrong@", servers.mongo)) as client, pytest.raises(OperationFailure):
+        client.test.things.find_one()
+    with pymongo.MongoClient(re.sub(r"//[^@]+@", "//", servers.mongo)) as client, pytest.raises(OperationFailure):
+        client.test.things.find_one()
+    shown = repr(servers) + repr(servers.services) + str(servers.postgres)
+    for name in NAMES:
+        assert password(name) not in shown
+
+
+def test_secrets_are_readable_by_their_user_alone(own_state):
+    servers = stack.up()
+    secret_texts = [password(name) for name in NAMES]
+    for path in own_state.rglob("*"):
+        if not path.is_file() or "data" in path.relative_to(own_state).parts:
+            continue
+        if any(secret in path.read_text(errors="replace") for secret in secret_texts):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+    assert stat.S_IMODE((own_state / "mongo" / "keyfile").stat().st_mode) == 0o600
+    assert stat.S_IMODE((own_state / "postgres" / "data").stat().st_mode) == 0o700
+    for process in server_processes(own_state).values():
+        assert {c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
+        assert not any(secret in " ".join(process.cmdline()) for secret in secret_texts)
+    if is_root():
+        assert server_processes(own_state)["postgres"].username() == ACCOUNT
+    assert query(servers.postgres, "SELECT current_setting('fsync')") == "on"
+
+
+def test_durability_is_the_default_and_the_counters_are_loaded(servers):
+    for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+        assert query(servers.postgres, f"SELECT current_setting('{setting}')") == "on"
+    loaded = query(servers.postgres, "SELECT current_setting('shared_preload_libraries')")
+    assert {"pg_stat_statements", "auto_explain"} <= {name.strip() for name in loaded.split(",")}
+    assert query(servers.postgres, "SELECT count(*) >= 0 FROM pg_stat_statements")
+    with pymongo.MongoClient(servers.mongo) as client:
+        assert client.admin.command("hello")["setName"]
+
+
+def test_replicas_stream_and_follow_a_primary_that_moved(own_state):
+    servers = stack.up(replicas=2)
+    assert len(servers.replicas) == 2
+    query(servers.postgres, "CREATE TABLE seen AS SELECT 1 AS n")
+    assert [wait_for(replica, "SELECT n FROM seen") for replica in servers.replicas] == [1, 1]
+    assert all(query(replica, "SELECT pg_is_in_recovery()") for replica in servers.replicas)
+
+    stack.down()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", servers.postgres.port))
+        taken.listen()
+        moved = stack.up(replicas=2)
+    query(moved.postgres, "INSERT INTO seen VALUES (2) RETURNING n")
+    assert wait_for(moved.replicas[0], "SELECT max(n) FROM seen", until=2) == 2
+
+    assert sorted(stack.down()) == sorted([*NAMES, "replica1", "replica2"])
+
+
+def wait_for(url, statement: str, until=None):
+    """The answer of a replica, asked again until it has replayed what the primary wrote."""
+    give_up = time.monotonic() + 20
+    while True:
+        try:
+            answer = query(url, statement)
+            if until is None or answer == until or time.monotonic() > give_up:
+                return answer
+        except psycopg.errors.UndefinedTable:
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(0.05)
+
+
+def test_a_url_in_the_environment_wins_and_is_left_running(servers, own_state, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_POSTGRES_URL", dsn(servers.postgres))
+    monkeypatch.setenv("WORKSHOP_REDIS_URL", servers.redis)
+    monkeypatch.setenv("WORKSHOP_MONGO_URL", servers.mongo)
+    found = stack.up()
+    assert {service.source for service in found.services.values()} == {"url"}
+    assert stack.down() == []
+    ping_all(found)
+    assert not (own_state / "postgres").exists()
+    with pytest.raises(WorkshopError, match="WORKSHOP_REPLICA_URLS names 0"):
+        stack.up(replicas=1)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("WORKSHOP_POSTGRES_URL", "postgresql://u:secret@127.0.0.1:1/x", "no PostgreSQL answers at 127.0.0.1:1"),
+        ("WORKSHOP_POSTGRES_URL", "not a url", "not a URL like postgresql"),
+        ("WORKSHOP_REDIS_URL", "redis://:secret@127.0.0.1:1/0", "no Redis answers"),
+        ("WORKSHOP_REDIS_URL", "nonsense", "not a URL like redis"),
+        ("WORKSHOP_MONGO_URL", "nonsense", "not a URL like mongodb"),
+        ("WORKSHOP_SERVERS", "docker", "'wheel' or 'path'"),
+    ],
+)
+def test_wrong_settings_get_one_sentence(own_state, monkeypatch, variable, value, expected):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(WorkshopError, match=re.escape(expected)) as caught:
+        stack.up()
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_servers_from_path(own_state, monkeypatch):
+    """The same class of server from PATH, here from the wheel's own folder put there."""
+    monkeypatch.setenv("PATH", f"{postgres.programs().folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("WORKSHOP_SERVERS", "path")
+    service = postgres.primary().up()
+    assert service.source == "path"
+    assert query(service.url, "SELECT 1") == 1
+    monkeypatch.setenv("WORKSHOP_SERVERS", "wheel")
+    assert postgres.programs().source == "wheel"
+
+
+def test_the_lock_has_a_deadline(own_state):
+    code = "import time; from workshop.state import lock\nwith lock(): print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(WorkshopError, match="another process has held"), lock(deadline_s=0.2):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()

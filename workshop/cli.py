@@ -1,0 +1,193 @@
+"""The command line: python -m workshop up | status | down | reset | lab | report | doctor | bench.
+
+Exit codes: 0 done, 1 a service or the data failed, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from workshop.state import WorkshopError
+
+
+def _scale(text: str) -> float:
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 0.0
+    if not 0.01 <= scale <= 100:
+        raise argparse.ArgumentTypeError(f"a number from 0.01 to 100 is expected, {text!r} was found")
+    return scale
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workshop", description="The workbook's servers and results.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="start the servers and seed them; does nothing where that is done")
+    status = commands.add_parser("status", help="what runs, and which rows are there")
+    commands.add_parser("down", help="stop the servers that `up` started")
+    reset = commands.add_parser("reset", help="delete the servers' data that the workbook made, and seed anew")
+    lab = commands.add_parser("lab", help="open JupyterLab; its own options are passed on", add_help=False)
+    report = commands.add_parser("report", help="the latest result of each comparison")
+    doctor = commands.add_parser("doctor", help="whether this machine has what the workbook needs")
+    commands.add_parser("bench", help="how fast the loader is, against psql's \\copy in the same run")
+    for command in (up, reset):
+        command.add_argument("--scale", type=_scale, help="size of the shop; 1 is 100,000 customers (default)")
+    for command in (status, report, doctor):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    up.add_argument("--replicas", type=int, default=0, choices=range(4), help="streaming replicas to start, 0 to 3")
+    report.add_argument("--html", metavar="FILE", type=Path, help="write one HTML file with the plots")
+    lab.add_argument("jupyter", nargs=argparse.REMAINDER)
+    return parser
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from workshop import stack
+    from workshop.shop import seed
+
+    servers = stack.up(arguments.replicas)
+    seed.ensure(servers, arguments.scale)
+    return _print_status(as_json=False)
+
+
+def _state_of_things() -> dict:
+    from workshop import stack
+    from workshop.shop import seed
+
+    found, replicas = stack.find()
+
+    def describe(service: stack.Service | None) -> dict:
+        return {
+            "ready": service is not None,
+            "version": service.version if service else None,
+            "source": service.source if service else None,
+            "address": service.address if service else None,
+        }
+
+    return {
+        "services": {
+            "postgres": describe(found["postgres"]),
+            "replicas": [describe(replica) for replica in replicas],
+            "redis": describe(found["redis"]),
+            "mongo": describe(found["mongo"]),
+        },
+        "data": seed.status(found["postgres"], found["mongo"]),
+    }
+
+
+def _print_status(as_json: bool) -> int:
+    state = _state_of_things()
+    if as_json:
+        print(json.dumps(state, indent=2))
+        return 0
+    services = state["services"]
+    for name in ("postgres", "redis", "mongo"):
+        _print_service(name, services[name])
+    for number, replica in enumerate(services["replicas"], 1):
+        _print_service(f"replica {number}", replica)
+    data = state["data"]
+    rows = ", ".join(f"{count:,} {table}" for table, count in data["rows"].items())
+    print(f"{'data':<10} " + (f"scale {data['scale']:g}: {rows}" if rows else "not seeded"))
+    return 0
+
+
+def _print_service(name: str, service: dict) -> None:
+    if service["ready"]:
+        print(f"{name:<10} ready, {service['version']} at {service['address']}, from {service['source']}")
+    else:
+        print(f"{name:<10} not running")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    return _print_status(arguments.json)
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    from workshop import stack
+
+    stopped = stack.down()
+    print(f"stopped {', '.join(stopped)}" if stopped else "nothing of the workbook's was running")
+    return 0
+
+
+def _reset(arguments: argparse.Namespace) -> int:
+    from workshop import sandbox, stack
+    from workshop.shop import seed
+
+    seed.check_files()  # before anything is deleted
+    found, _ = stack.find()
+    if any(service and service.source == "url" for service in found.values()):
+        servers = stack.up()
+        sandbox.reap(servers)
+        seed.remove(servers)
+    stack.remove()
+    servers = stack.up()
+    seed.ensure(servers, arguments.scale)
+    return _print_status(as_json=False)
+
+
+def _lab(arguments: argparse.Namespace) -> int:
+    from workshop import lab
+
+    return lab.run(arguments.jupyter)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from workshop import report, results
+    from workshop.state import state_dir
+
+    records = results.latest(results.read(state_dir() / results.FILE))
+    if arguments.html:
+        report.html(records, arguments.html)
+        print(f"wrote {arguments.html}")
+    elif arguments.json:
+        print(report.as_json(records))
+    else:
+        print(report.table(records))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from workshop import doctor
+
+    findings = doctor.findings()
+    if arguments.json:
+        print(json.dumps([vars(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{'OK  ' if finding.ok else 'FAIL'}  {finding.need}: {finding.found or 'not met'}")
+            if not finding.ok:
+                print(f"      {finding.fix}")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from workshop import bench, stack
+    from workshop.stack import postgres
+
+    bench.bench_copy(stack.up().postgres, postgres.programs() / "psql")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = _parser().parse_args(arguments)
+    run = {
+        "up": _up,
+        "status": _status,
+        "down": _down,
+        "reset": _reset,
+        "lab": _lab,
+        "report": _report,
+        "doctor": _doctor,
+        "bench": _bench,
+    }[parsed.command]
+    try:
+        return run(parsed)
+    except WorkshopError as error:
+        print(f"workshop: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

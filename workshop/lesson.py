@@ -1,0 +1,202 @@
+"""One notebook's sandbox, and what it can measure there."""
+
+from __future__ import annotations
+
+import atexit
+import html
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import psycopg
+import pymongo
+import redis
+from sqlalchemy import URL, NullPool, create_engine
+
+from workshop import exercise, figures, measure, observe, plan, results, sandbox
+from workshop.shop import seed
+from workshop.stack import Servers, up
+from workshop.stack.postgres import dsn
+from workshop.state import WorkshopError, state_dir
+
+SERVERS = ("postgres", "mongo", "redis")
+_open: dict[str, Lesson] = {}  # this process's lessons: running the first cell again replaces the sandbox
+
+
+class Lesson:
+    """A lesson's own copy of the shop, with counters and measurements. Made by `open_lesson`."""
+
+    def __init__(self, name: str, servers: Servers, wanted: Sequence[str]) -> None:
+        self.name = name
+        self.servers = servers
+        self.wanted = tuple(wanted)
+        self._sandbox = sandbox.create(servers, name.split("-")[0], wanted)
+        self._watcher: subprocess.Popen = sandbox.watch(self._sandbox)
+        self.observer = observe.Observer(
+            postgres=servers.postgres if "postgres" in wanted else None,
+            database=self._sandbox.name,
+            mongo=pymongo.MongoClient(self.mongo_url)[self._sandbox.name] if "mongo" in wanted else None,
+            redis=redis.Redis.from_url(self.redis_url, decode_responses=True) if "redis" in wanted else None,
+        )
+        ping = self._ping()
+        self.round_trip_s = _round_trip(ping)
+        self.noise_floor = measure.noise_floor(ping)
+        self.data = seed.seeded_postgres(servers.postgres) or {}
+
+    def _need(self, server: str) -> None:
+        if server not in self.wanted:
+            raise WorkshopError(
+                f"this lesson was opened with {', '.join(self.wanted)} and not with {server}: "
+                f"name it in open_lesson(..., servers=({', '.join(map(repr, (*self.wanted, server)))}))"
+            )
+
+    @property
+    def postgres(self) -> URL:
+        """The URL of this lesson's PostgreSQL database, for `create_engine`; its repr hides the password."""
+        self._need("postgres")
+        return self._sandbox.postgres
+
+    @property
+    def dsn(self) -> str:
+        """The same for `psycopg.connect`. It holds the password: do not print it."""
+        return dsn(self.postgres)
+
+    @property
+    def mongo_url(self) -> str:
+        """For `MongoClient`; the lesson's database is `mongo_database`. It holds the password: do not print it."""
+        self._need("mongo")
+        return self.servers.mongo
+
+    @property
+    def mongo_database(self) -> str:
+        self._need("mongo")
+        return self._sandbox.name
+
+    @property
+    def redis_url(self) -> str:
+        """The URL of this lesson's Redis database. It holds the password: do not print it."""
+        self._need("redis")
+        return self._sandbox.redis
+
+    def _ping(self) -> Callable[[], object]:
+        """The smallest request that the lesson's first server answers, on one warm connection."""
+        first = self.wanted[0]
+        if first == "postgres":
+            connection = psycopg.connect(self.dsn, autocommit=True)
+            return lambda: connection.execute("")  # an empty query: the protocol's own ping
+        if first == "redis":
+            return redis.Redis.from_url(self.redis_url).ping
+        client = pymongo.MongoClient(self.mongo_url)
+        return lambda: client.admin.command("ping")
+
+    @property
+    def versions(self) -> dict[str, str]:
+        libraries = ("sqlalchemy", "psycopg", "redis", "pymongo")
+        drivers = {f"python-{name}" if name == "redis" else name: version(name) for name in libraries}
+        return {"python": platform.python_version(), **self.servers.versions, **drivers}
+
+    def observe(self, *names: str) -> AbstractContextManager[observe.Observation]:
+        """`with lesson.observe() as seen:` counts what servers and drivers see until the block ends.
+
+        `names` are counters that the table shows in any case, see `observe.COUNTERS`.
+        """
+        return self.observer.watch(*names)
+
+    def compare(
+        self, before: Callable, after: Callable, floor: Callable | None = None, *, name: str = "", **options
+    ) -> measure.Comparison:
+        """Measure `before` against `after`, see `measure.compare`; the result is kept for `report`.
+
+        `name` tells several comparisons of one lesson apart; running one again replaces it in the report.
+        """
+        result = measure.compare(before, after, floor, name=name, noise_floor=self.noise_floor, **options)
+        record = {
+            "lesson": self.name,
+            **result.as_record(),
+            "round_trip_s": self.round_trip_s,
+            "versions": self.versions,
+            "scale": self.data.get("scale"),
+            "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        results.append(record, state_dir() / results.FILE)
+        return result
+
+    def explain(self, statement, params=None, **options) -> plan.Plan:
+        """Run EXPLAIN ANALYZE on this lesson's database, see `plan.explain`."""
+        engine = create_engine(self.postgres, poolclass=NullPool)
+        return plan.explain(engine, statement, params, **options)
+
+    def check(self, candidate: Callable, expected, goals: dict[str, int], **options) -> exercise.Verdict:
+        """Judge a solution by its answer and by what the servers counted, see `exercise.check`."""
+        return exercise.check(candidate, expected, observer=self.observer, goals=goals, **options)
+
+    def bars(self, values: dict[str, float], title: str, xlabel: str, **options):
+        """A labelled bar for each counter, see `figures.bars`."""
+        return figures.bars(values, title, xlabel, **options)
+
+    def close(self) -> None:
+        """Give the sandbox back now, instead of at the kernel's end."""
+        if self._watcher.poll() is None:
+            self._watcher.stdin.close()
+            self._watcher.wait(30)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        where = [
+            f"{name} {service.version} ({'your server' if service.source == 'url' else 'started here'})"
+            for name, service in self.servers.services.items()
+        ]
+        rows = ", ".join(f"{count:,} {table}" for table, count in self.data.get("rows", {}).items())
+        return [
+            ("lesson", self.name),
+            ("servers", ", ".join(where)),
+            ("your copy of the shop", rows),
+            ("round trip", f"{measure.seconds(self.round_trip_s)} to {self.wanted[0]} and back"),
+            ("noise floor", f"{self.noise_floor:.2f}x: below this, two runs of the same code differ too"),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{label}: {value}" for label, value in self._facts())
+
+    def _repr_html_(self) -> str:
+        cells = (
+            f"<tr><th style='text-align:left'>{html.escape(label)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for label, value in self._facts()
+        )
+        return f"<table>{''.join(cells)}</table>"
+
+
+def _round_trip(ping: Callable[[], object], times: int = 200) -> float:
+    """The median time of a ping, in seconds."""
+    ping()
+    samples = []
+    for _ in range(times):
+        start = time.perf_counter()
+        ping()
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples)
+
+
+def open_lesson(name: str, *, servers: Sequence[str] = ("postgres",), replicas: int = 0) -> Lesson:
+    """Start what is not running, seed it where needed, and give this notebook its own copy of the shop.
+
+    `name` is the notebook's, for instance "02-connection-pooling". `servers` says which copies it needs, of
+    "postgres", "mongo" and "redis"; the round trip is that of the first. The copies go when the kernel does.
+    """
+    unknown = [server for server in servers if server not in SERVERS]
+    if unknown or not servers:
+        raise ValueError(f"servers are of {', '.join(SERVERS)}, not {', '.join(unknown) or 'none'}")
+    running = up(replicas)
+    seed.ensure(running)
+    if name in _open:
+        _open.pop(name).close()
+    lesson = _open[name] = Lesson(name, running, servers)
+    atexit.register(lesson.close)
+    return lesson

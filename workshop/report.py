@@ -1,0 +1,163 @@
+"""The results of all lessons as a table, as JSON and as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import html as markup
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .measure import Comparison, seconds, significant
+
+__all__ = ["EMPTY", "KEYS", "as_json", "html", "table"]
+
+EMPTY = "No results yet: run a notebook first (make lab), then ask again."
+
+KEYS = (
+    "lesson",
+    "name",
+    "before_s",
+    "after_s",
+    "floor_s",
+    "ratio",
+    "interval",
+    "verdict",
+    "noise_floor",
+    "round_trip_s",
+    "versions",
+    "scale",
+    "at",
+)
+
+HEADINGS = ("lesson", "comparison", "before", "after", "floor", "gain (interval)", "verdict")
+_NUMBERS = {2, 3, 4, 5}  # columns that are aligned on the right
+
+Record = Mapping[str, Any]
+
+
+def _best_first(records: Sequence[Record]) -> list[Record]:
+    return sorted(records, key=lambda r: r["ratio"], reverse=True)
+
+
+def _cells(record: Record) -> tuple[str, ...]:
+    low, high = record["interval"]
+    floor = record.get("floor_s")
+    return (
+        str(record.get("lesson") or ""),
+        str(record.get("name") or ""),
+        seconds(record["before_s"]),
+        seconds(record["after_s"]),
+        seconds(floor) if floor is not None else "-",
+        f"{significant(record['ratio'])}x ({significant(low)} to {significant(high)})",
+        str(record["verdict"]),
+    )
+
+
+def table(records: Sequence[Record]) -> str:
+    """Return a plain text table, the best gain first; times are medians per unit of each comparison."""
+    if not records:
+        return EMPTY
+    rows = [HEADINGS, *map(_cells, _best_first(records))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    rows.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in _NUMBERS else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def as_json(records: Sequence[Record]) -> str:
+    """Return a JSON array, the best gain first; each entry has exactly the keys `KEYS`, null for unknown.
+
+    Times end in `_s` and are seconds; `ratio` is before/after, `interval` its 95 % interval [low, high].
+    """
+    return json.dumps([{key: r.get(key) for key in KEYS} for r in _best_first(records)], indent=2, ensure_ascii=False)
+
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #8886; text-align: left; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+small { opacity: .75; }
+"""
+
+
+def _image(figure: Any, alt: str) -> str:
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    encoded = base64.b64encode(data.getvalue()).decode("ascii")
+    return f'<p><img alt="{markup.escape(alt)}" src="data:image/png;base64,{encoded}"></p>'
+
+
+def _facts(record: Record) -> str:
+    """What the numbers were measured on, in one line."""
+    facts = []
+    if record.get("noise_floor"):
+        facts.append(f"noise floor {record['noise_floor']:.2f}x")
+    if record.get("round_trip_s") is not None:
+        facts.append(f"round trip {seconds(record['round_trip_s'])}")
+    if record.get("scale") is not None:
+        scale = record["scale"]
+        facts.append("scale " + (_pairs(scale) if isinstance(scale, Mapping) else str(scale)))
+    if isinstance(record.get("versions"), Mapping):
+        facts.append(_pairs(record["versions"]))
+    facts += [str(record[key]) for key in ("host", "at") if record.get(key)]
+    return markup.escape("; ".join(facts))
+
+
+def _pairs(mapping: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in mapping.items())
+
+
+def html(records: Sequence[Record], path: Path) -> None:
+    """Write one self-contained HTML file: the table, the gains, and each comparison's plot.
+
+    Nothing is loaded from elsewhere. Records without raw samples get no plot of their own.
+    """
+    body = ["<h1>What each technique gains</h1>"]
+    if not records:
+        body.append(f"<p>{markup.escape(EMPTY)}</p>")
+    else:
+        from . import figures  # matplotlib is slow to import: the table and the JSON need none of it
+
+        ordered = _best_first(records)
+        cells = [_cells(r) for r in ordered]
+        number = [' class="number"' if i in _NUMBERS else "" for i in range(len(HEADINGS))]
+        head = "".join(f'<th scope="col"{n}>{h}</th>' for n, h in zip(number, HEADINGS, strict=True))
+        rows = "".join(
+            "<tr>" + "".join(f"<td{n}>{markup.escape(c)}</td>" for n, c in zip(number, row, strict=True)) + "</tr>\n"
+            for row in cells
+        )
+        body.append(f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>')
+        body.append(
+            "<p>Times are medians per unit. The gain is before / after with its 95 % interval; "
+            "~ means that no difference can be claimed.</p>"
+        )
+        body.append(_image(figures.gains(ordered), "; ".join(f"{row[0]} {row[1]}: {row[5]}" for row in cells)))
+        for record, row in zip(ordered, cells, strict=True):
+            title = ": ".join(part for part in row[:2] if part)
+            body.append(f"<h2>{markup.escape(title)}</h2>")
+            if record.get("samples"):
+                result = Comparison.from_record(record)
+                body.append(_image(figures.comparison(result, result.finding), f"{title}: {result.finding}"))
+            else:
+                body.append(f"<p>{markup.escape(f'{row[2]} became {row[3]}: {row[5]}')}</p>")
+            body.append(f"<p><small>{_facts(record)}</small></p>")
+    text = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>What each technique gains</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+    Path(path).write_text(text, encoding="utf-8")

