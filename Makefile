@@ -15,7 +15,8 @@ test: .venv/ready
 
 # Run every notebook and store what it shows.
 outputs: .venv/ready
-	@$(RUN) jupyter execute --inplace --NotebookClient.record_timing=False notebooks/*.ipynb
+	@$(RUN) jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	    notebooks/*.ipynb
 
 down: .venv/ready
 	@$(RUN) workshop down
