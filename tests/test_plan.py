@@ -214,6 +214,7 @@ def test_loops_and_table(engine):
 def test_parallel_plans_are_totals(engine):
     with engine.connect() as connection:
         for setting in (
+            "max_parallel_workers_per_gather = 2",
             "parallel_setup_cost = 0",
             "parallel_tuple_cost = 0",
             "min_parallel_table_scan_size = 0",

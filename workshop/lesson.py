@@ -43,7 +43,9 @@ class Lesson:
             database=self._sandbox.name,
             mongo=pymongo.MongoClient(self.mongo_url)[self._sandbox.name] if "mongo" in wanted else None,
             redis=redis.Redis.from_url(self.redis_url, decode_responses=True) if "redis" in wanted else None,
+            replicas=servers.replicas,
         )
+        self._wait_for_replicas()
         ping = self._ping()
         self.round_trip_s = _round_trip(ping)
         self.noise_floor = measure.noise_floor(ping)
@@ -61,6 +63,29 @@ class Lesson:
         """The URL of this lesson's PostgreSQL database, for `create_engine`; its repr hides the password."""
         self._need("postgres")
         return self._sandbox.postgres
+
+    @property
+    def replicas(self) -> list[URL]:
+        """The URLs of this lesson's database on the streaming replicas, read-only; see `open_lesson(replicas=...)`."""
+        return [url.set(database=self._sandbox.name) for url in self.servers.replicas]
+
+    def _wait_for_replicas(self, deadline_s: float = 120.0) -> None:
+        """Wait until each replica has replayed all that the primary has written, the sandbox's copy included."""
+        if not self.servers.replicas:
+            return
+        with psycopg.connect(dsn(self.servers.postgres), autocommit=True) as primary:
+            written = primary.execute("SELECT pg_current_wal_flush_lsn()").fetchone()[0]
+        give_up = time.monotonic() + deadline_s
+        for number, url in enumerate(self.servers.replicas, 1):
+            with psycopg.connect(dsn(url), autocommit=True) as replica:
+                behind = "SELECT pg_last_wal_replay_lsn() < %s"
+                while replica.execute(behind, [written]).fetchone()[0]:
+                    if time.monotonic() > give_up:
+                        raise WorkshopError(
+                            f"replica {number} has not caught up within {deadline_s:.0f} s: "
+                            "run `python -m workshop reset` and open the lesson again"
+                        )
+                    time.sleep(0.05)
 
     @property
     def dsn(self) -> str:
