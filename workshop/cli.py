@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="what runs, and which rows are there")
     commands.add_parser("down", help="stop the servers that `up` started")
     reset = commands.add_parser("reset", help="delete the servers' data that the workbook made, and seed anew")
-    lab = commands.add_parser("lab", help="open JupyterLab; its own options are passed on", add_help=False)
+    commands.add_parser("lab", help="open JupyterLab; its own options are passed on", add_help=False)
     report = commands.add_parser("report", help="the latest result of each comparison")
     doctor = commands.add_parser("doctor", help="whether this machine has what the workbook needs")
     commands.add_parser("bench", help="how fast the loader is, against psql's \\copy in the same run")
@@ -40,7 +40,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON")
     up.add_argument("--replicas", type=int, default=0, choices=range(4), help="streaming replicas to start, 0 to 3")
     report.add_argument("--html", metavar="FILE", type=Path, help="write one HTML file with the plots")
-    lab.add_argument("jupyter", nargs=argparse.REMAINDER)
     return parser
 
 
@@ -173,7 +172,11 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed, others = parser.parse_known_args(arguments)
+    if others and parsed.command != "lab":
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    parsed.jupyter = others
     run = {
         "up": _up,
         "status": _status,
