@@ -53,7 +53,7 @@ class _Stopping:
 def _jupyter(options: Sequence[str], stopping: _Stopping) -> int:
     runtime = state_dir() / "jupyter"
     runtime.mkdir(mode=0o700, exist_ok=True)
-    command = [sys.executable, "-m", "jupyterlab", FIRST_NOTEBOOK, "--ServerApp.log_level=WARN"]
+    command = [sys.executable, "-m", "jupyterlab", FIRST_NOTEBOOK, "--log-level=ERROR"]
     command += ["--allow-root"] if is_root() else []
     server = subprocess.Popen(
         [*command, *options],

@@ -45,7 +45,7 @@ def from_environment() -> Service | None:
     try:
         if "://" not in url:  # PyMongo would take it for a host's name
             raise InvalidURI(url)
-        version = server_version(url, 10.0)
+        version = server_version(url, 5.0)
     except (ConfigurationError, InvalidURI):
         raise WorkshopError(
             "WORKSHOP_MONGO_URL is not a URL like mongodb://user:password@host:27017/: correct it or unset it"
