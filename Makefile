@@ -13,10 +13,9 @@ test: .venv/ready
 	@$(RUN) pytest tests notebooks --nbval --nbval-current-env \
 	    --nbval-cell-timeout 120 --durations 15 $(ARGS)
 
-# Run every notebook and store what it shows.
+# Run the notebooks and store what they show: all, or `make outputs NOTEBOOKS=02-connection-pooling.ipynb`.
 outputs: .venv/ready
-	@$(RUN) jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
-	    notebooks/*.ipynb
+	@.venv/bin/python tests/store_outputs.py $(NOTEBOOKS)
 
 down: .venv/ready
 	@$(RUN) workshop down
