@@ -146,6 +146,11 @@ def test_report(own_state, tmp_path):
     kept = ("labels", "unit", "units", "samples")
     assert latest == {key: value for key, value in record.items() if key not in kept}
     assert "20.0x" in workshop("report").stdout
+    assert workshop("report", "--figure", str(tmp_path / "gains.png")).returncode == 1  # nothing with a floor yet
+    with_floor = {"floor_s": 0.0001, "samples": {**record["samples"], "floor": [0.0001] * 6}}
+    results.append({**record, **with_floor}, own_state / results.FILE)
+    assert workshop("report", "--figure", str(tmp_path / "gains.png")).returncode == 0
+    assert (tmp_path / "gains.png").read_bytes().startswith(b"\x89PNG")
     page = tmp_path / "report.html"
     assert workshop("report", "--html", str(page)).returncode == 0
     assert "02-connection-pooling" in page.read_text()

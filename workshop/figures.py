@@ -335,17 +335,27 @@ def _gap(
 PLACES = {0.5: "zone", 2.0: "region", 20.0: "continent"}
 
 
+def _milliseconds(trip: float) -> str:
+    return _plain(float(f"{trip:.2g}"))
+
+
+def _place(trip: float) -> str:
+    """Where one is at this round trip (ms), on a line of its own; measured ones are a little off the round numbers."""
+    return next((f"\n{name}" for at, name in PLACES.items() if 0.8 <= trip / at <= 1.25), "")
+
+
 @_styled
 def distance(
     points: Sequence[tuple[float, float, float, float]],
     title: str | None = None,
     *,
     noise_floor: float = SMALLEST_GAIN,
+    nearest_name: str = "loopback",
 ) -> Figure:
     """Draw the gain against the network's round-trip time.
 
-    `points`: (round trip in ms, ratio, low, high) each, loopback first. The grey band is where no gain can be
-    claimed.
+    `points`: (round trip in ms, ratio, low, high) each, the nearest first, which is called `nearest_name`. The grey
+    band is where no gain can be claimed.
     """
     if not points:
         raise ValueError("distance needs at least one point (round_trip_ms, ratio, low, high), found none.")
@@ -370,16 +380,13 @@ def distance(
     else:
         ax.set_ylim(0, top * 1.18)
         ax.yaxis.set_major_formatter(FuncFormatter(_plain))
-    names = ["loopback"] + [
-        f"{_plain(float(f'{t:.2g}'))}" + (f"\n{PLACES[p[0]]}" if p[0] in PLACES else "")
-        for t, p in zip(trips[1:], points[1:], strict=True)
-    ]
+    names = [nearest_name] + [_milliseconds(t) + _place(t) for t in trips[1:]]
     ax.xaxis.set_major_locator(FixedLocator(list(trips)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, i: names[i] if i is not None and i < len(names) else ""))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("network distance (round trip, ms, log scale)")
     ax.set_ylabel(f"gain (times{', log scale' if log else ''})")
-    wording = f"{significant(ratio[0])}x on loopback, {significant(ratio[-1])}x at {_plain(points[-1][0])} ms"
+    wording = f"{significant(ratio[0])}x on {nearest_name}, {significant(ratio[-1])}x at {_milliseconds(trips[-1])} ms"
     _layout(fig, ax, title if title is not None else f"The gain at your distance: {wording}", names=False)
     _thin_labels(ax, list(trips), names)
 

@@ -16,6 +16,7 @@ from workshop.shop import seed
 from workshop.state import CHECKOUT, WorkshopError, is_root, state_dir
 
 FIRST_NOTEBOOK = "notebooks/00-start-here.ipynb"
+SETTINGS = Path(__file__).resolve().parent / "jupyterlab"  # no question about news over the first page
 START_DEADLINE_S = 60.0
 
 
@@ -54,6 +55,7 @@ def _jupyter(options: Sequence[str], stopping: _Stopping) -> int:
     runtime = state_dir() / "jupyter"
     runtime.mkdir(mode=0o700, exist_ok=True)
     command = [sys.executable, "-m", "jupyterlab", FIRST_NOTEBOOK, "--log-level=ERROR"]
+    command += [f"--LabApp.app_settings_dir={SETTINGS}"]
     command += ["--allow-root"] if is_root() else []
     server = subprocess.Popen(
         [*command, *options],

@@ -19,7 +19,7 @@ import pymongo
 import redis
 from sqlalchemy import URL, NullPool, create_engine
 
-from workshop import exercise, figures, measure, observe, plan, results, sandbox
+from workshop import distance, exercise, figures, measure, observe, plan, results, sandbox
 from workshop.shop import seed
 from workshop.stack import Servers, up
 from workshop.stack.postgres import dsn
@@ -46,9 +46,10 @@ class Lesson:
             replicas=servers.replicas,
         )
         self._wait_for_replicas()
-        ping = self._ping()
-        self.round_trip_s = _round_trip(ping)
-        self.noise_floor = measure.noise_floor(ping)
+        with distance.pinging(self, self.wanted[0]) as ping:
+            self.round_trip_s = distance.round_trip(ping)
+            # Of three controls the middle one: a moment's load must not set the bar for the whole session.
+            self.noise_floor = statistics.median(measure.noise_floor(ping, budget_s=0.7) for _ in range(3))
         self.data = seed.seeded_postgres(servers.postgres) or {}
 
     def _need(self, server: str) -> None:
@@ -79,7 +80,11 @@ class Lesson:
         for number, url in enumerate(self.servers.replicas, 1):
             with psycopg.connect(dsn(url), autocommit=True) as replica:
                 behind = "SELECT pg_last_wal_replay_lsn() < %s"
+                paused_long = time.monotonic() + 10
                 while replica.execute(behind, [written]).fetchone()[0]:
+                    if time.monotonic() > paused_long:
+                        # A kernel that was killed while a lesson had paused the replay leaves it so.
+                        replica.execute("SELECT pg_wal_replay_resume()")
                     if time.monotonic() > give_up:
                         raise WorkshopError(
                             f"replica {number} has not caught up within {deadline_s:.0f} s: "
@@ -109,17 +114,6 @@ class Lesson:
         self._need("redis")
         return self._sandbox.redis
 
-    def _ping(self) -> Callable[[], object]:
-        """The smallest request that the lesson's first server answers, on one warm connection."""
-        first = self.wanted[0]
-        if first == "postgres":
-            connection = psycopg.connect(self.dsn, autocommit=True)
-            return lambda: connection.execute("")  # an empty query: the protocol's own ping
-        if first == "redis":
-            return redis.Redis.from_url(self.redis_url).ping
-        client = pymongo.MongoClient(self.mongo_url)
-        return lambda: client.admin.command("ping")
-
     @property
     def versions(self) -> dict[str, str]:
         libraries = ("sqlalchemy", "psycopg", "redis", "pymongo")
@@ -141,6 +135,11 @@ class Lesson:
         `name` tells several comparisons of one lesson apart; running one again replaces it in the report.
         """
         result = measure.compare(before, after, floor, name=name, noise_floor=self.noise_floor, **options)
+        self._keep(result)
+        return result
+
+    def _keep(self, result: measure.Comparison, **more: object) -> None:
+        """Append the comparison to the results that `report` reads."""
         record = {
             "lesson": self.name,
             **result.as_record(),
@@ -149,9 +148,55 @@ class Lesson:
             "scale": self.data.get("scale"),
             "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **more,
         }
         results.append(record, state_dir() / results.FILE)
-        return result
+
+    def at_distance(self, round_trip_ms: float) -> distance.FarServers:
+        """`with lesson.at_distance(2) as far:` leads to the same databases over a network of 2 ms more.
+
+        `far` has the lesson's `postgres`, `dsn`, `redis_url` and `mongo_url`, and `counts("postgres")` with the
+        connections, flights and bytes; see `distance.FarServers`. 0 is the network as it is, without a proxy.
+        """
+        return distance.FarServers(self, round_trip_ms)
+
+    def compare_at_distances(
+        self,
+        arms: Callable[[distance.FarServers], Sequence[Callable]],
+        *,
+        name: str,
+        round_trips_ms: Sequence[float] = (0, 0.5, 2, 20),
+        budget_s: float = 2.0,
+        **options,
+    ) -> distance.Distances:
+        """Measure the gain at several network distances; each comparison is kept for `report`.
+
+        `arms(far)` is called once per distance and returns (before, after) or (before, after, floor); engines and
+        clients that it makes from `far.postgres`, `far.redis_url` ... may be left to the garbage collector, or closed
+        by `far.at_end(engine.dispose)`. `round_trips_ms` are added to the network's own; 0 is that alone. `budget_s`
+        is for the pairs at one distance, of which there are at least 6. Other options are those of `measure.compare`.
+        """
+
+        started_here = all(service.source != "url" for service in self.servers.services.values())
+        nearest = "loopback" if started_here else "your network"
+
+        def measure_one(before, after, floor, *, added_ms, round_trip_s, **options):
+            at = f"{name}, at {added_ms:g} ms" if added_ms else f"{name}, on {nearest}"
+            result = measure.compare(before, after, floor, name=at, noise_floor=self.noise_floor, **options)
+            self._keep(result, round_trip_s=round_trip_s, series=name, added_round_trip_ms=added_ms)
+            return result
+
+        return distance.compare(
+            self,
+            arms,
+            measure_one,
+            name=name,
+            round_trips_ms=round_trips_ms,
+            near_round_trip_s=self.round_trip_s,
+            nearest=nearest,
+            budget_s=budget_s,
+            **options,
+        )
 
     def explain(self, statement, params=None, **options) -> plan.Plan:
         """Run EXPLAIN ANALYZE on this lesson's database, see `plan.explain`."""
@@ -177,7 +222,8 @@ class Lesson:
             f"{name} {service.version} ({'your server' if service.source == 'url' else 'started here'})"
             for name, service in self.servers.services.items()
         ]
-        rows = ", ".join(f"{count:,} {table}" for table, count in self.data.get("rows", {}).items())
+        shop = seed.status(*(self.servers.services[name] for name in ("postgres", "mongo")))
+        rows = ", ".join(f"{count:,} {table}" for table, count in shop["rows"].items())
         return [
             ("lesson", self.name),
             ("servers", ", ".join(where)),
@@ -196,17 +242,6 @@ class Lesson:
             for label, value in self._facts()
         )
         return f"<table>{''.join(cells)}</table>"
-
-
-def _round_trip(ping: Callable[[], object], times: int = 200) -> float:
-    """The median time of a ping, in seconds."""
-    ping()
-    samples = []
-    for _ in range(times):
-        start = time.perf_counter()
-        ping()
-        samples.append(time.perf_counter() - start)
-    return statistics.median(samples)
 
 
 def open_lesson(name: str, *, servers: Sequence[str] = ("postgres",), replicas: int = 0) -> Lesson:

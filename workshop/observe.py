@@ -888,9 +888,11 @@ class Observer:
         else:
             self._unwatched += _of("Redis")
         if postgres is not None:
-            self._probes.append(_PostgresProbe(postgres, database, "primary"))
             name = database or postgres.database
-            self._probes += [_PostgresProbe(url, name, f"replica {i}") for i, url in enumerate(replicas, 1)]
+            # The probes are read in reverse order, so the primary comes last here and first in statements_by_server.
+            numbered = list(enumerate(replicas, 1))
+            self._probes += [_PostgresProbe(url, name, f"replica {i}") for i, url in reversed(numbered)]
+            self._probes.append(_PostgresProbe(postgres, database, "primary"))
         else:
             self._unwatched += _of("PostgreSQL")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .measure import Comparison, seconds, significant
+from .state import WorkshopError
 
-__all__ = ["EMPTY", "KEYS", "as_json", "html", "table"]
+__all__ = ["EMPTY", "KEYS", "as_json", "figure", "html", "table"]
 
 EMPTY = "No results yet: run a notebook first (make lab), then ask again."
 
@@ -42,6 +43,23 @@ def _best_first(records: Sequence[Record]) -> list[Record]:
     return sorted(records, key=lambda r: r["ratio"], reverse=True)
 
 
+def _added_ms(record: Record) -> float:
+    """The network distance that was added, in ms: 0 for a comparison on the network as it is."""
+    return record.get("added_round_trip_ms") or 0.0
+
+
+def _series(record: Record) -> tuple[Any, Any]:
+    return record.get("lesson"), record.get("series") or record.get("name")
+
+
+def _distances_together(records: Sequence[Record]) -> list[Record]:
+    """The best gain first; one comparison at several distances stays together, in the place of the nearest."""
+    place: dict[tuple[Any, Any], int] = {}
+    for record in sorted(_best_first(records), key=_added_ms):
+        place.setdefault(_series(record), len(place))
+    return sorted(records, key=lambda r: (place[_series(r)], _added_ms(r)))
+
+
 def _cells(record: Record) -> tuple[str, ...]:
     low, high = record["interval"]
     floor = record.get("floor_s")
@@ -60,7 +78,7 @@ def table(records: Sequence[Record]) -> str:
     """Return a plain text table, the best gain first; times are medians per unit of each comparison."""
     if not records:
         return EMPTY
-    rows = [HEADINGS, *map(_cells, _best_first(records))]
+    rows = [HEADINGS, *map(_cells, _distances_together(records))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
     rows.insert(1, tuple("-" * width for width in widths))
     return "\n".join(
@@ -119,6 +137,23 @@ def _pairs(mapping: Mapping[str, Any]) -> str:
     return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in mapping.items())
 
 
+def figure(records: Sequence[Record], path: Path) -> None:
+    """Write a picture (PNG or SVG, by the file's ending) of each lesson's largest gain among those with a floor.
+
+    Raises WorkshopError when no lesson has one.
+    """
+    from . import figures  # see html()
+
+    largest: dict[str, Record] = {}
+    for record in _best_first(records):
+        if record["verdict"] == "faster" and record.get("floor_s") and not _added_ms(record):
+            largest.setdefault(record["lesson"], record)
+    if not largest:
+        raise WorkshopError(EMPTY)
+    title = "The largest gain of each lesson"
+    figures.gains(list(largest.values()), title).savefig(path)
+
+
 def html(records: Sequence[Record], path: Path) -> None:
     """Write one self-contained HTML file: the table, the gains, and each comparison's plot.
 
@@ -130,7 +165,7 @@ def html(records: Sequence[Record], path: Path) -> None:
     else:
         from . import figures  # matplotlib is slow to import: the table and the JSON need none of it
 
-        ordered = _best_first(records)
+        ordered = _distances_together(records)
         cells = [_cells(r) for r in ordered]
         number = [' class="number"' if i in _NUMBERS else "" for i in range(len(HEADINGS))]
         head = "".join(f'<th scope="col"{n}>{h}</th>' for n, h in zip(number, HEADINGS, strict=True))
@@ -143,8 +178,12 @@ def html(records: Sequence[Record], path: Path) -> None:
             "<p>Times are medians per unit. The gain is before / after with its 95 % interval; "
             "~ means that no difference can be claimed.</p>"
         )
-        body.append(_image(figures.gains(ordered), "; ".join(f"{row[0]} {row[1]}: {row[5]}" for row in cells)))
-        for record, row in zip(ordered, cells, strict=True):
+        # Farther away is one picture with the nearest, not many of the same.
+        nearest = [(r, row) for r, row in zip(ordered, cells, strict=True) if not _added_ms(r)]
+        alt = "; ".join(f"{row[0]} {row[1]}: {row[5]}" for _, row in nearest)
+        if nearest:
+            body.append(_image(figures.gains([r for r, _ in nearest]), alt))
+        for record, row in nearest:
             title = ": ".join(part for part in row[:2] if part)
             body.append(f"<h2>{markup.escape(title)}</h2>")
             if record.get("samples"):
@@ -152,6 +191,11 @@ def html(records: Sequence[Record], path: Path) -> None:
                 body.append(_image(figures.comparison(result, result.finding), f"{title}: {result.finding}"))
             else:
                 body.append(f"<p>{markup.escape(f'{row[2]} became {row[3]}: {row[5]}')}</p>")
+            if record.get("series"):
+                far = [r for r in ordered if r.get("series") and _series(r) == _series(record)]
+                points = [(1e3 * (r.get("round_trip_s") or 0.0), r["ratio"], *r["interval"]) for r in far]
+                alt = f"{title}: gain at " + ", ".join(f"{t:.2g} ms {significant(x)}x" for t, x, _, _ in points)
+                body.append(_image(figures.distance(points, noise_floor=record.get("noise_floor") or 1.0), alt))
             body.append(f"<p><small>{_facts(record)}</small></p>")
     text = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

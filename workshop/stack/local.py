@@ -1,0 +1,65 @@
+"""What the three servers have in common when the workbook starts them itself."""
+
+from __future__ import annotations
+
+import signal
+from abc import ABC, abstractmethod
+
+from sqlalchemy import URL
+
+from workshop.stack.process import MUTE_DEADLINE_S, ServerProcess, remove_folder
+from workshop.stack.service import Service
+from workshop.state import WorkshopError, state_dir
+
+
+class LocalServer(ABC):
+    """A server that runs on a folder of its own in the state folder."""
+
+    kind: str  # "postgres", "redis" or "mongo"
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, name: str, title: str) -> None:
+        self.name = name
+        self.folder = state_dir() / name
+        self.process = ServerProcess(title, self.folder)
+
+    @abstractmethod
+    def url(self, port: int) -> str | URL:
+        """Where it is reached on `port`, password included."""
+
+    @abstractmethod
+    def version(self, port: int) -> str | None:
+        """The version of the server that answers on `port`; None when none does."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, from nothing if need be, and wait until it is ready. It is not running."""
+
+    def service(self) -> Service | None:
+        """The running server; None when it is down or does not answer."""
+        port = self.process.port if self.process.running() else None
+        version = self.version(port) if port else None
+        return Service(self.kind, self.url(port), version, self.process.source) if version else None
+
+    def up(self) -> Service:
+        """The running server, started where it is not running. One that runs but does not answer is replaced."""
+        found = self.service()
+        if found:
+            return found
+        self.process.stop(self.stop_signal, MUTE_DEADLINE_S)
+        self.start()
+        found = self.service()
+        if not found:
+            raise WorkshopError(
+                f"{self.name} started and does not answer, its last words were: {self.process.last_words()!r}: "
+                "run `python -m workshop reset`"
+            )
+        return found
+
+    def down(self) -> bool:
+        """Stop it in order; whether there was something to stop."""
+        return self.process.stop(self.stop_signal)
+
+    def remove(self) -> None:
+        """Delete its folder. It is not running."""
+        remove_folder(self.folder)
