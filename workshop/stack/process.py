@@ -81,7 +81,7 @@ class ServerProcess:
             process = psutil.Process(run["pid"])
             # A process id alone may by now belong to somebody else: after a reboot it often does.
             same = process.name() == run["program"] and abs(process.create_time() - run["created"]) < 1.0
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            return process if same and _alive(process) else None
         except (KeyError, TypeError, ValueError, psutil.Error):
             return None
 
@@ -150,15 +150,12 @@ class ServerProcess:
         family = [process, *process.children(recursive=True)]
         try:
             process.send_signal(stop_signal)
-            process.wait(deadline_s)
-        except psutil.TimeoutExpired:
-            process.kill()
         except psutil.NoSuchProcess:
             pass
-        _, left = psutil.wait_procs(family, timeout=5)
-        for straggler in left:
-            straggler.kill()
-        psutil.wait_procs(left, timeout=5)
+        if not _wait_until_gone([process], deadline_s) or not _wait_until_gone(family, 5.0):
+            for straggler in filter(_alive, family):
+                straggler.kill()
+            _wait_until_gone(family, 5.0)
         return True
 
     def last_words(self) -> str:
@@ -167,6 +164,28 @@ class ServerProcess:
         except OSError:
             lines = []
         return lines[-1][:300] if lines else "(nothing)"
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Whether it runs. A zombie does not: it only waits for its parent, and inside containers that may take seconds."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait_until_gone(processes: Sequence[psutil.Process], deadline_s: float) -> bool:
+    give_up = time.monotonic() + deadline_s
+    while any(map(_alive, processes)):
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.01)
+    for process in processes:
+        try:
+            os.waitpid(process.pid, os.WNOHANG)  # where it is our own child, nobody else takes it off the list
+        except ChildProcessError:
+            pass
+    return True
 
 
 def run_tool(
