@@ -160,10 +160,10 @@ def test_doctor(own_state, monkeypatch):
     done = workshop("doctor")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("OK  ") == len(json.loads(workshop("doctor", "--json").stdout)) >= 8
-    monkeypatch.setenv("WORKSHOP_MONGO_URL", "mongodb://u:secret@127.0.0.1:1/")
+    monkeypatch.setenv("WORKSHOP_REDIS_URL", "redis://:secret@127.0.0.1:1/0")
     failed = workshop("doctor")
     assert failed.returncode == 1
-    assert "FAIL  MongoDB" in failed.stdout and "secret" not in failed.stdout
+    assert "FAIL  Redis" in failed.stdout and "secret" not in failed.stdout
 
 
 def test_lab_answers_and_stops_what_it_started(own_state):

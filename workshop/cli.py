@@ -8,9 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workshop.state import WorkshopError
+
+if TYPE_CHECKING:
+    from workshop.stack import Service
 
 
 def _scale(text: str) -> float:
@@ -50,16 +55,15 @@ def _up(arguments: argparse.Namespace) -> int:
 
     servers = stack.up(arguments.replicas)
     seed.ensure(servers, arguments.scale)
-    return _print_status(as_json=False)
+    _print_state(_state_of(servers.services, servers.replica_services))
+    return 0
 
 
-def _state_of_things() -> dict:
-    from workshop import stack
+def _state_of(found: Mapping[str, Service | None], replicas: Sequence[Service]) -> dict:
+    """What `status --json` prints."""
     from workshop.shop import seed
 
-    found, replicas = stack.find()
-
-    def describe(service: stack.Service | None) -> dict:
+    def describe(service: Service | None) -> dict:
         return {
             "ready": service is not None,
             "version": service.version if service else None,
@@ -78,11 +82,7 @@ def _state_of_things() -> dict:
     }
 
 
-def _print_status(as_json: bool) -> int:
-    state = _state_of_things()
-    if as_json:
-        print(json.dumps(state, indent=2))
-        return 0
+def _print_state(state: dict) -> None:
     services = state["services"]
     for name in ("postgres", "redis", "mongo"):
         _print_service(name, services[name])
@@ -91,7 +91,6 @@ def _print_status(as_json: bool) -> int:
     data = state["data"]
     rows = ", ".join(f"{count:,} {table}" for table, count in data["rows"].items())
     print(f"{'data':<10} " + (f"scale {data['scale']:g}: {rows}" if rows else "not seeded"))
-    return 0
 
 
 def _print_service(name: str, service: dict) -> None:
@@ -102,7 +101,14 @@ def _print_service(name: str, service: dict) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    return _print_status(arguments.json)
+    from workshop import stack
+
+    state = _state_of(*stack.find())
+    if arguments.json:
+        print(json.dumps(state, indent=2))
+    else:
+        _print_state(state)
+    return 0
 
 
 def _down(arguments: argparse.Namespace) -> int:
@@ -126,7 +132,8 @@ def _reset(arguments: argparse.Namespace) -> int:
     stack.remove()
     servers = stack.up()
     seed.ensure(servers, arguments.scale)
-    return _print_status(as_json=False)
+    _print_state(_state_of(servers.services, servers.replica_services))
+    return 0
 
 
 def _lab(arguments: argparse.Namespace) -> int:
