@@ -167,6 +167,15 @@ def test_distance(points):
         assert_readable(fig)
 
 
+def test_distance_names_the_places_of_measured_round_trips():
+    points = [(0.4, 3.0, 2.9, 3.1), (0.56, 5, 4.9, 5.1), (2.13, 7, 6.9, 7.1), (20.2776, 9, 8.9, 9.1), (50, 9, 8, 10)]
+    fig = figures.distance(points, nearest_name="your network")
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == [
+        "your network", "", "2.1\nregion", "20\ncontinent", "50",
+    ]  # fmt: skip
+    assert "3.00x on your network, 9.00x at 50 ms" in texts(fig)
+
+
 def test_distance_hides_tick_labels_that_would_touch():
     fig = figures.distance(POINTS["crowded"])
     fig.draw_without_rendering()

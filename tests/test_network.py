@@ -132,6 +132,19 @@ def test_what_is_added_is_what_was_asked_for(servers, echo, server, trip_ms, pin
     pytest.fail(f"added {', '.join(f'{ms:.3f}' for ms in added)} ms, asked for {trip_ms} ms")
 
 
+def test_a_machine_that_stood_still_for_a_moment_leaves_no_trace(echo):
+    """What the hops take is learnt from the latest flights: bad ones must not shorten all that follow."""
+    with Proxy("127.0.0.1", echo, 2) as proxy, connect(proxy.port) as end:
+        for _ in range(9):
+            end.sendall(b"ping")
+            time.sleep(0.0005)
+            os.kill(proxy._process.pid, signal.SIGSTOP)
+            time.sleep(0.02)
+            os.kill(proxy._process.pid, signal.SIGCONT)
+            receive(end, 4)
+        assert statistics.median(seconds(lambda: ask(end)) for _ in range(60)) > 0.0015
+
+
 def test_chunks_share_one_delay(echo):
     """Each is delayed from its own arrival: fifty in a row are not fifty delays."""
     with Proxy("127.0.0.1", echo, 40) as proxy, connect(proxy.port) as end:
@@ -198,6 +211,15 @@ def test_flights_and_bytes_of_an_echo(echo):
             assert repr(proxy.counts()) == "0 connections, 1 flight, 4 bytes to the server, 4 bytes to the client"
 
 
+def test_all_that_was_sent_before_the_question_is_in_the_answer(echo):
+    """Even on connections that the proxy has not heard of yet."""
+    with Proxy("127.0.0.1", echo, 50) as proxy:
+        for i in range(1, 21):
+            with connect(proxy.port) as end:
+                end.sendall(b"1234")
+                assert proxy.counts() == Counts(i, 0, 4 * i, 0)
+
+
 def test_flights_of_postgresql(servers):
     url = servers.postgres
     with Proxy(url.host, url.port, 20) as proxy:
@@ -221,18 +243,20 @@ def test_flights_of_postgresql(servers):
 
 def test_flights_of_a_redis_pipeline(servers):
     url = urlsplit(servers.redis)
-    with Proxy(url.hostname, url.port, 20) as proxy:
-        with redis.Redis.from_url(servers.redis.replace(f":{url.port}", f":{proxy.port}")) as client:
+    with (
+        Proxy(url.hostname, url.port, 20) as proxy,
+        redis.Redis.from_url(servers.redis.replace(f":{url.port}", f":{proxy.port}")) as client,
+    ):
+        client.ping()
+        proxy.reset()
+        with client.pipeline(transaction=False) as pipeline:
+            for _ in range(100):
+                pipeline.ping()
+            assert pipeline.execute() == [True] * 100
+        assert proxy.counts().flights == 1
+        for _ in range(5):
             client.ping()
-            proxy.reset()
-            with client.pipeline(transaction=False) as pipeline:
-                for _ in range(100):
-                    pipeline.ping()
-                assert pipeline.execute() == [True] * 100
-            assert proxy.counts().flights == 1
-            for _ in range(5):
-                client.ping()
-            assert proxy.counts().flights == 6
+        assert proxy.counts().flights == 6
 
 
 # ------------------------------------------------------------------------------------- how connections come and go

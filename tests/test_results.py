@@ -147,6 +147,33 @@ def test_table_has_the_best_gain_first():
     assert len({line.index(")") for line in lines[2:]}) == 1  # aligned
 
 
+def far(added_ms, ratio):
+    name = f"pings, at {added_ms:g} ms" if added_ms else "pings, on loopback"
+    return record(
+        name=name, series="pings", added_round_trip_ms=added_ms, round_trip_s=3e-5 + 1e-3 * added_ms, ratio=ratio
+    )
+
+
+DISTANCES = [far(20, 40.0), far(0, 3.0), far(2, 30.0)]
+
+
+def test_one_comparison_at_several_distances_stays_together():
+    lines = report.table([*RECORDS, *DISTANCES]).splitlines()[2:]
+    places = ["pool <b>", "on loopback", "at 2 ms", "at 20 ms", "small", "worse"]  # in the place of the nearest
+    assert [next(p for p in places if p in line) for line in lines] == places
+
+
+def test_html_has_one_picture_for_all_distances(tmp_path):
+    path = tmp_path / "report.html"
+    report.html([*RECORDS, *DISTANCES], path)
+    page = path.read_text(encoding="utf-8")
+    assert page.count("<h2>") == len(RECORDS) + 1
+    assert page.count("<img ") == 1 + len(RECORDS) + 2  # the nearest's own, and the gain against the distance
+    assert "gain at 0.03 ms 3.00x, 2 ms 30.0x, 20 ms 40.0x" in page
+    report.html(DISTANCES[2:], path)  # nothing on the network as it is: the table says it all
+    assert "at 2 ms" in path.read_text(encoding="utf-8")
+
+
 def test_json_has_exactly_the_promised_keys():
     promised = {
         "lesson", "name", "before_s", "after_s", "floor_s", "ratio", "interval", "verdict", "noise_floor",

@@ -176,7 +176,6 @@ class Lesson:
         by `far.at_end(engine.dispose)`. `round_trips_ms` are added to the network's own; 0 is that alone. `budget_s`
         is for the pairs at one distance, of which there are at least 6. Other options are those of `measure.compare`.
         """
-
         started_here = all(service.source != "url" for service in self.servers.services.values())
         nearest = "loopback" if started_here else "your network"
 

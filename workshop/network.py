@@ -295,8 +295,9 @@ class _Relay:
         while True:
             asked, _ = self.step(self._until_due(1.0))
             if asked:
-                while self.step(0.0)[1]:  # what was sent before the question belongs to the answer
-                    pass
+                for _ in range(1000):  # what was sent before the question belongs to the answer, a long stream does not
+                    if not self.step(0.0)[1]:
+                        break
                 if not self.obey():
                     break
             if time.monotonic() > look_up:
