@@ -169,7 +169,9 @@ class ServerProcess:
 def _alive(process: psutil.Process) -> bool:
     """Whether it runs. A zombie does not: it only waits for its parent, and inside containers that may take seconds."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return process.num_threads() > 1  # its first thread has ended, others are still closing files
+        return process.is_running()
     except psutil.NoSuchProcess:
         return False
 
