@@ -1,35 +1,36 @@
 # `make lab` opens the workbook, `make test` proves it. Both build what is missing first: a .venv with all that is needed.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
-RUN = .venv/bin/python -m
+VENV ?= .venv
+RUN = $(VENV)/bin/python -m
 
 .PHONY: lab test outputs down clean
 
-lab: .venv/ready
+lab: $(VENV)/ready
 	@$(RUN) workshop lab $(ARGS)
 
-test: .venv/ready
+test: $(VENV)/ready
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 	@$(RUN) workshop up
 	@$(RUN) pytest tests notebooks --nbval --nbval-current-env \
 	    --nbval-cell-timeout 120 --durations 15 $(ARGS)
 
 # Run the notebooks and store what they show: all, or `make outputs NOTEBOOKS=02-connection-pooling.ipynb`.
-outputs: .venv/ready
-	@.venv/bin/python tests/store_outputs.py $(NOTEBOOKS)
+outputs: $(VENV)/ready
+	@$(VENV)/bin/python tests/store_outputs.py $(NOTEBOOKS)
 
-down: .venv/ready
+down: $(VENV)/ready
 	@$(RUN) workshop down
 
 clean:
-	@test ! -x .venv/bin/python || $(RUN) workshop down || true
-	rm -rf .venv .workshop
+	@test ! -x $(VENV)/bin/python || $(RUN) workshop down || true
+	rm -rf $(VENV) .workshop
 
-.venv/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found on PATH: install one, or run make PYTHON=/path/to/python"; exit 1; }
 	@# Debian's python3 comes without venv unless python3-venv is installed; virtualenv does the same without sudo.
-	@$(PYTHON) -m venv .venv >/dev/null 2>&1 \
-	    || { $(PYTHON) -m pip install --quiet --target .venv/bootstrap virtualenv && PYTHONPATH=.venv/bootstrap $(PYTHON) -m virtualenv --quiet .venv; } \
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
+	    || { $(PYTHON) -m pip install --quiet --target $(VENV)/bootstrap virtualenv && PYTHONPATH=$(VENV)/bootstrap $(PYTHON) -m virtualenv --quiet $(VENV); } \
 	    || { echo "$(PYTHON) can make no virtual environment: install its venv module (on Debian: apt install python3-venv)"; exit 1; }
-	@echo "Installing the workbook and its servers into .venv (once, a minute or two)"
-	@$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	@echo "Installing the workbook and its servers into $(VENV) (once, a minute or two)"
+	@$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[servers,test]"
 	@touch $@
