@@ -58,7 +58,7 @@ def own_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="workshop test ", dir="/tmp"))  # a space in the path, on purpose
     folder.chmod(0o711)  # pytest's tmp_path is closed to the account that runs PostgreSQL for root
     for variable in ("POSTGRES_URL", "REPLICA_URLS", "REDIS_URL", "MONGO_URL"):
-        monkeypatch.delenv(f"WORKSHOP_{variable}", raising=False)
+        monkeypatch.setenv(f"WORKSHOP_{variable}", "")  # empty, so that a .env does not speak either
     monkeypatch.setenv("WORKSHOP_STATE", str(folder))
     yield folder
     stack.down()

@@ -91,6 +91,13 @@ def _server(name: str, variable: str, by_url: Callable[[], object], programs: Ca
     return look
 
 
+def _replicas() -> Finding:
+    services = postgres.from_environment("WORKSHOP_REPLICA_URLS")
+    if not services:
+        return Finding("replicas", True, "copied from the primary when a lesson asks for them")
+    return Finding("replicas", True, f"{', '.join(s.address for s in services)}, from WORKSHOP_REPLICA_URLS")
+
+
 def _missing_libraries(programs) -> list[str]:
     """Shared libraries that the loader does not find, where `ldd` can tell."""
     ldd = shutil.which("ldd")
@@ -116,6 +123,7 @@ def findings() -> list[Finding]:
             lambda: postgres.from_environment("WORKSHOP_POSTGRES_URL"),
             postgres.programs,
         ),
+        "replicas": _replicas,
         "Redis": _server("Redis", "WORKSHOP_REDIS_URL", redis.from_environment, redis.programs),
         "MongoDB": _server("MongoDB", "WORKSHOP_MONGO_URL", mongo.from_environment, mongo.programs),
         "data": _data,

@@ -19,7 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dotenv import dotenv_values
+
 CHECKOUT = Path(__file__).resolve().parent.parent
+ENV_FILE = CHECKOUT / ".env"  # Compose reads it too: there the servers in containers get their passwords and ports
 ACCOUNT = "nobody"  # where root starts the servers, PostgreSQL runs as this account: it exists on every system
 
 
@@ -76,6 +79,18 @@ def state_dir() -> Path:
             "set WORKSHOP_STATE to a folder below /var/tmp and run again"
         )
     return folder
+
+
+def setting(name: str) -> str:
+    """The setting `name` from the environment, even an empty one, else from the checkout's .env; "" without either."""
+    if name in os.environ:
+        return os.environ[name]
+    return dotenv_values(ENV_FILE).get(name) or ""
+
+
+def named(name: str) -> str:
+    """A setting's name as error messages give it, with where it was found."""
+    return name if name in os.environ else f"{name} in .env"
 
 
 def write_private(path: Path, text: str) -> None:

@@ -45,8 +45,8 @@ def _postgres_up() -> Service:
 
 
 def _replicas_up(count: int, primary: Service) -> list[Service]:
-    services = postgres.from_environment("WORKSHOP_REPLICA_URLS")[:count]
     if primary.source == "url":
+        services = postgres.from_environment("WORKSHOP_REPLICA_URLS")[:count]
         if len(services) < count:
             raise WorkshopError(
                 f"{count} replicas are needed and WORKSHOP_REPLICA_URLS names {len(services)}: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +14,10 @@ from workshop.stack.local import LocalServer
 from workshop.stack.process import free_port
 from workshop.stack.programs import Programs, find, package_folder
 from workshop.stack.service import Service
-from workshop.state import WorkshopError, password, write_private
+from workshop.state import WorkshopError, named, password, setting, write_private
 
 MINIMUM = (6, 0)
+VARIABLE = "WORKSHOP_MONGO_URL"
 USER = "workshop"
 REPLICA_SET = "workshop"
 
@@ -40,7 +40,7 @@ def server_version(url: str, timeout_s: float = 3.0) -> str | None:
 
 def from_environment() -> Service | None:
     """The server that WORKSHOP_MONGO_URL names; WorkshopError if it does not answer or is too old."""
-    url = os.environ.get("WORKSHOP_MONGO_URL")
+    url = setting(VARIABLE)
     if not url:
         return None
     try:
@@ -49,23 +49,23 @@ def from_environment() -> Service | None:
         version = server_version(url, 5.0)
     except (ConfigurationError, InvalidURI):
         raise WorkshopError(
-            "WORKSHOP_MONGO_URL is not a URL like mongodb://user:password@host:27017/: correct it or unset it"
+            f"{named(VARIABLE)} is not a URL like mongodb://user:password@host:27017/: correct it or unset it"
         ) from None
     if version is None:
         raise WorkshopError(
-            "no MongoDB primary answers at the address that WORKSHOP_MONGO_URL names: "
+            f"no MongoDB primary answers at the address that {named(VARIABLE)} names: "
             "start it, or correct or unset the variable"
         )
     if tuple(map(int, version.split(".")[:2])) < MINIMUM:
         raise WorkshopError(
-            f"MongoDB 6.0 or later is needed and WORKSHOP_MONGO_URL leads to {version}: name a newer server"
+            f"MongoDB 6.0 or later is needed and {named(VARIABLE)} leads to {version}: name a newer server"
         )
     return Service("mongo", url, version, "url")
 
 
 def programs() -> Programs:
     wheel = package_folder("fiftyone")
-    return find("mongod", wheel / "db" / "bin" if wheel else None, [], MINIMUM, "WORKSHOP_MONGO_URL")
+    return find("mongod", wheel / "db" / "bin" if wheel else None, [], MINIMUM, VARIABLE)
 
 
 class Mongo(LocalServer):

@@ -14,27 +14,16 @@ from workshop.stack.local import LocalServer
 from workshop.stack.process import free_port, give, run_tool
 from workshop.stack.programs import Programs, find, for_account, package_folder
 from workshop.stack.service import Service
-from workshop.state import WorkshopError, is_root, password, state_dir, write_private
+from workshop.state import WorkshopError, is_root, named, password, setting, state_dir, write_private
 
 MINIMUM = (15,)
 SUPERUSER = "postgres"
 
-# Default durability: fsync, full_page_writes and synchronous_commit stay as PostgreSQL ships them.
-SETTINGS = """
+# What a lesson measures is the same server through every door: Compose includes this file too.
+SETTINGS = Path(__file__).with_name("postgresql.conf")
+LOOPBACK_ONLY = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''          # loopback TCP only: nothing is left in /tmp
-max_connections = 100
-shared_buffers = 192MB                # the shop's hot tables fit, and so does a laptop with 4 GB
-max_wal_size = 256MB                  # the seeded stores stay below 1 GB of disk
-wal_keep_size = 64MB                  # a replica that paused for a moment finds its WAL again
-shared_preload_libraries = 'pg_stat_statements,auto_explain'
-pg_stat_statements.max = 20000
-track_io_timing = on
-autovacuum = off                      # a vacuum in the middle of a comparison would be noise; lessons VACUUM themselves
-max_parallel_workers_per_gather = 0   # the same plan and the same counters on two cores and on sixty-four
-jit = off
-timezone = 'UTC'
-log_timezone = 'UTC'
 """
 
 
@@ -64,23 +53,24 @@ def text(version: tuple[int, ...]) -> str:
 def from_environment(variable: str) -> list[Service]:
     """The servers named in `variable`, separated by spaces or commas; WorkshopError if one does not answer."""
     services = []
-    for given in os.environ.get(variable, "").replace(",", " ").split():
+    for given in setting(variable).replace(",", " ").split():
         try:
             url = make_url(given).set(drivername="postgresql+psycopg")
         except Exception:
             raise WorkshopError(
-                f"{variable} is not a URL like postgresql://user:password@host:5432/postgres: correct it or unset it"
+                f"{named(variable)} is not a URL like postgresql://user:password@host:5432/postgres: "
+                "correct it or unset it"
             ) from None
         url = url.set(database=url.database or "postgres").update_query_dict({"connect_timeout": "5"})
         version = server_version(url)
         if version is None:
             raise WorkshopError(
-                f"no PostgreSQL answers at {url.host}:{url.port or 5432}, which {variable} names: "
+                f"no PostgreSQL answers at {url.host}:{url.port or 5432}, which {named(variable)} names: "
                 "start it, or correct or unset the variable"
             )
         if version < MINIMUM:
             raise WorkshopError(
-                f"PostgreSQL {MINIMUM[0]} or later is needed and {variable} leads to {text(version)}: "
+                f"PostgreSQL {MINIMUM[0]} or later is needed and {named(variable)} leads to {text(version)}: "
                 "name a newer server"
             )
         services.append(Service("postgres", url, text(version), "url"))
@@ -160,7 +150,7 @@ class Cluster(LocalServer):
         finally:
             secret.unlink(missing_ok=True)
         with open(self.data / "postgresql.conf", "a", encoding="utf-8") as conf:
-            conf.write(SETTINGS)
+            conf.write(SETTINGS.read_text(encoding="utf-8") + LOOPBACK_ONLY)
 
     def _copy(self, tools: Programs, primary: Cluster) -> None:
         """A base backup of the primary that streams from it once started."""

