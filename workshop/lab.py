@@ -85,7 +85,10 @@ def _wait_for_url(server: subprocess.Popen, info_file: Path, stopping: _Stopping
         try:
             info = json.loads(info_file.read_text(encoding="utf-8"))
             query = f"?token={info['token']}" if info.get("token") else ""
-            return f"{info['url']}lab/tree/{FIRST_NOTEBOOK}{query}"
+            # On all addresses, as in a container: the reader comes through this machine's own.
+            everywhere = info["hostname"] in ("0.0.0.0", "::")
+            base = f"http://127.0.0.1:{info['port']}{info['base_url']}" if everywhere else info["url"]
+            return f"{base}lab/tree/{FIRST_NOTEBOOK}{query}"
         except (OSError, ValueError):
             if time.monotonic() > give_up:
                 raise WorkshopError(
