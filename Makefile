@@ -1,28 +1,35 @@
 # `make lab` opens the workbook, `make test` proves it. Both build what is missing first: a .venv with all that is needed.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+ifeq ($(CONDA_DEFAULT_ENV),data-access-workshop)
+# environment.yml's own environment is active: all is there.
+PY = python
+else
 VENV ?= .venv
-RUN = $(VENV)/bin/python -m
+PY = $(VENV)/bin/python
+READY = $(VENV)/ready
+endif
+RUN = $(PY) -m
 
 .PHONY: lab test outputs down clean
 
-lab: $(VENV)/ready
+lab: $(READY)
 	@$(RUN) workshop lab $(ARGS)
 
-test: $(VENV)/ready
+test: $(READY)
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 	@$(RUN) workshop up
 	@$(RUN) pytest tests notebooks --nbval --nbval-current-env \
 	    --nbval-cell-timeout 120 --durations 15 $(ARGS)
 
 # Run the notebooks and store what they show: all, or `make outputs NOTEBOOKS=02-connection-pooling.ipynb`.
-outputs: $(VENV)/ready
-	@$(VENV)/bin/python tests/store_outputs.py $(NOTEBOOKS)
+outputs: $(READY)
+	@$(PY) tests/store_outputs.py $(NOTEBOOKS)
 
-down: $(VENV)/ready
+down: $(READY)
 	@$(RUN) workshop down
 
 clean:
-	@test ! -x $(VENV)/bin/python || $(RUN) workshop down || true
+	@! command -v $(PY) >/dev/null || $(RUN) workshop down || true
 	rm -rf $(VENV) .workshop
 
 $(VENV)/ready: pyproject.toml constraints.txt
