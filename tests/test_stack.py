@@ -26,6 +26,7 @@ from workshop import stack
 from workshop.stack import postgres
 from workshop.stack.postgres import dsn
 from workshop.stack.programs import package_folder
+from workshop.stack.redis import Redis
 from workshop.state import ACCOUNT, WorkshopError, is_root, lock, password
 
 NAMES = ("postgres", "redis", "mongo")
@@ -142,6 +143,18 @@ def test_a_half_made_data_folder_is_made_anew(own_state):
     (half / "PG_VERSION").write_text("18\n")
     (own_state / "mongo" / "data").mkdir(parents=True)
     ping_all(stack.up())
+
+
+def test_redis_keeps_its_snapshot_but_not_that_of_a_newer_version(own_state):
+    server = Redis()
+    redis.Redis.from_url(server.up().url).set("kept", 42)
+    server.down()
+    assert redis.Redis.from_url(server.up().url).get("kept") == b"42"
+    server.down()
+    snapshot = own_state / "redis" / "dump.rdb"
+    snapshot.write_bytes(b"REDIS9999" + snapshot.read_bytes()[9:])  # the format's number: no server reads this one yet
+    (own_state / "redis" / "version").write_text("99.0.0")
+    assert redis.Redis.from_url(server.up().url).dbsize() == 0
 
 
 def test_a_server_that_cannot_start_says_why_in_one_sentence(own_state):

@@ -69,6 +69,7 @@ class Redis(LocalServer):
     def start(self) -> None:
         tools = programs()
         self.folder.mkdir(mode=0o700, exist_ok=True)
+        self._leave_a_newer_snapshot(tools)
         port = free_port(self.process.port)
         # Persistence stays as Redis ships it: snapshots, no append-only file.
         write_private(
@@ -82,3 +83,10 @@ class Redis(LocalServer):
             lambda: self.version(port) is not None,
             source=tools.source,
         )
+
+    def _leave_a_newer_snapshot(self, tools: Programs) -> None:
+        """An older server than the last one cannot read its snapshot. Only lessons' caches are in it: start without."""
+        used = self.folder / "version"
+        if not used.exists() or tuple(map(int, used.read_text().split("."))) > tools.version:
+            (self.folder / "dump.rdb").unlink(missing_ok=True)
+        write_private(used, ".".join(map(str, tools.version)))
