@@ -160,6 +160,16 @@ def test_colab_keeps_its_own_packages_and_gets_the_others():
     assert not names & set(colab.COLABS_OWN)
 
 
+def test_on_colab_pins_hold_only_for_what_is_installed_there(monkeypatch):
+    """A server's wheel asks for psutil too, and a pin of psutil would then replace Colab's."""
+    here = {"psutil", "platformdirs", "sqlalchemy"}
+    monkeypatch.setattr(colab, "_is_here", here.__contains__)
+    pinned = {Requirement(pin).name.lower() for pin in colab.pins()}
+    assert not pinned & {"psutil", "platformdirs"}
+    # sqlalchemy is asked for, so the one that is there gives way; fasteners comes with a wheel.
+    assert {"sqlalchemy", "psycopg-binary", "fasteners"} <= pinned
+
+
 @each_lesson
 def test_links_lead_somewhere(path):
     for cell in cells(path, "markdown"):

@@ -7,9 +7,12 @@ are. What it lacks, the servers above all, is installed beside them.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -23,9 +26,31 @@ def lacking() -> list[str]:
     return [requirement for requirement in wanted if not requirement.startswith(COLABS_OWN)]
 
 
+def pins() -> list[str]:
+    """The pins of constraints.txt for what is installed here. One for a package that Colab has would change it."""
+    asked = {_name(requirement) for requirement in lacking()}
+    lines = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    return [pin for pin in wanted if _name(pin) in asked or not _is_here(_name(pin))]
+
+
+def _name(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0].lower()
+
+
+def _is_here(package: str) -> bool:
+    try:
+        return bool(distribution(package))
+    except PackageNotFoundError:
+        return False
+
+
 def prepare() -> None:
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", CHECKOUT / "constraints.txt"]
-    subprocess.run([*pip, *lacking()], check=True, timeout=600)
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text("\n".join(pins()), encoding="utf-8")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints]
+        subprocess.run([*pip, *lacking()], check=True, timeout=600)
     os.environ["PYTHONPATH"] = str(CHECKOUT)  # for the processes that a lesson starts
     sys.path.insert(0, str(CHECKOUT))
     os.chdir(CHECKOUT / "notebooks")
