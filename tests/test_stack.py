@@ -25,7 +25,7 @@ from pymongo.errors import OperationFailure
 from workshop import stack
 from workshop.stack import postgres
 from workshop.stack.postgres import dsn
-from workshop.stack.programs import package_folder
+from workshop.stack.programs import find, package_folder
 from workshop.stack.redis import Redis
 from workshop.state import ACCOUNT, WorkshopError, is_root, lock, password
 
@@ -291,6 +291,21 @@ def test_servers_from_path(own_state, monkeypatch):
 def test_servers_from_the_wheel_alone(monkeypatch):
     monkeypatch.setenv("WORKSHOP_SERVERS", "wheel")
     assert postgres.programs().source == "wheel"
+
+
+@pytest.mark.parametrize(
+    ("only", "looked"), [("", "in a wheel or on PATH"), ("wheel", "in a wheel, the one"), ("path", "on PATH, the one")]
+)
+def test_a_missing_program_is_looked_for_only_where_the_message_says(tmp_path, monkeypatch, only, looked):
+    monkeypatch.setenv("WORKSHOP_SERVERS", only)
+    program = tmp_path / "no-such-server"
+    with pytest.raises(WorkshopError, match=f"and none was found {looked}.*: install it, or set A_URL"):
+        find(program.name, tmp_path, [], (1,), "A_URL")
+    program.write_text("#!/bin/sh\necho 0.9\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(WorkshopError, match=f"and only version 0.9 was found {looked}"):
+        find(program.name, tmp_path, [], (1,), "A_URL")
 
 
 def test_the_lock_has_a_deadline(own_state):

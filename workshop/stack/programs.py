@@ -73,8 +73,13 @@ def find(
         old = version
     wanted = ".".join(map(str, minimum))
     found = f"only version {'.'.join(map(str, old))} was found" if old else "none was found"
+    looked = {
+        "": "in a wheel or on PATH",
+        "wheel": "in a wheel, the one place that WORKSHOP_SERVERS names",
+        "path": "on PATH, the one place that WORKSHOP_SERVERS names",
+    }
     raise WorkshopError(
-        f"{program} {wanted} or later is needed and {found}, neither in a wheel nor on PATH: "
+        f"{program} {wanted} or later is needed and {found} {looked[only]}: "
         f"install it, or set {variable} to a server's URL, then run `python -m workshop doctor`"
     )
 
