@@ -56,6 +56,8 @@ def _jupyter(options: Sequence[str], stopping: _Stopping) -> int:
     runtime.mkdir(mode=0o700, exist_ok=True)
     command = [sys.executable, "-m", "jupyterlab", FIRST_NOTEBOOK, "--log-level=ERROR"]
     command += [f"--LabApp.app_settings_dir={SETTINGS}"]
+    # Without it the root is the first notebook's folder, and the printed URL opens nothing.
+    command += [f"--ServerApp.root_dir={CHECKOUT}"]
     command += ["--allow-root"] if is_root() else []
     server = subprocess.Popen(
         [*command, *options],
