@@ -10,7 +10,7 @@ READY = $(VENV)/ready
 endif
 RUN = $(PY) -m
 
-.PHONY: lab test outputs down clean
+.PHONY: lab test test-browser screenshots chromium outputs down clean
 
 lab: $(READY)
 	@$(RUN) workshop lab $(ARGS)
@@ -20,6 +20,17 @@ test: $(READY)
 	@$(RUN) workshop up
 	@$(RUN) pytest tests notebooks --nbval --nbval-current-env \
 	    --nbval-cell-timeout 120 --durations 15 $(ARGS)
+
+# A reader's way through the workbook in the system's Chromium; `make screenshots` takes the README's pictures on the way.
+test-browser: chromium $(READY) $(or $(VENV),.venv)/ready-browser
+	@CHROMIUM="$(CHROMIUM)" $(RUN) pytest tests/browser --durations 5 $(ARGS)
+
+screenshots: chromium $(READY) $(or $(VENV),.venv)/ready-browser
+	@CHROMIUM="$(CHROMIUM)" SCREENSHOTS=tests/browser/screenshots $(RUN) pytest tests/browser -k takes_lesson $(ARGS)
+
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+chromium:
+	@test -n "$(CHROMIUM)" || { echo "No Chromium: neither chromium, chromium-browser nor google-chrome is on PATH; install one (apt-get install chromium), or set CHROMIUM to its path"; exit 1; }
 
 # Run the notebooks and store what they show: all, or `make outputs NOTEBOOKS=02-connection-pooling.ipynb`.
 outputs: $(READY)
@@ -40,4 +51,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	    || { echo "$(PYTHON) can make no virtual environment: install its venv module (on Debian: apt install python3-venv)"; exit 1; }
 	@echo "Installing the workbook and its servers into $(VENV) (once, a minute or two)"
 	@$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[servers,test]"
+	@touch $@
+
+$(or $(VENV),.venv)/ready-browser: $(READY) pyproject.toml constraints.txt
+	@mkdir -p $(@D)
+	@$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
 	@touch $@

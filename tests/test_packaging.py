@@ -59,7 +59,7 @@ def test_environment_yml_adds_the_helper_as_a_local_folder():
 
 def test_constraints_pin_what_is_wanted():
     pinned = constraints()
-    for name, requirement in wanted("servers", "test").items():
+    for name, requirement in wanted("servers", "test", "browser").items():
         if not str(requirement.specifier).startswith("=="):  # as the servers' wheels are in pyproject.toml itself
             assert requirement.specifier.contains(pinned[name]), name
 
