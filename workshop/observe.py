@@ -168,10 +168,10 @@ class Table:
             style = [f' style="text-align: {"right" if right else "left"}"' for right in self._numeric()]
             head = "".join(f"<th{s}>{html.escape(h)}</th>" for h, s in zip(self.headings, style, strict=True))
             body = "".join(
-                # white-space: pre keeps the indentation of a plan's nodes
+                # pre-wrap keeps the indentation of a plan's nodes, and wraps what is wider than the page
                 "<tr>"
                 + "".join(
-                    f'<td{s}><span style="white-space: pre">{html.escape(c)}</span></td>'
+                    f'<td{s}><span style="white-space: pre-wrap">{html.escape(c)}</span></td>'
                     for c, s in zip(row, style, strict=True)
                 )
                 + "</tr>"
