@@ -471,8 +471,10 @@ def test_a_comparison_at_several_distances(lesson, monkeypatch):
         (state_dir() / results.FILE).unlink(missing_ok=True)
     assert ended == [0, 10]
     (near, *_), (trip, ratio, low, high) = found.points
-    assert near < 5 and 10 <= trip < 15 and low <= ratio <= high
-    assert 4 < ratio < 5.5  # five round trips became one
+    assert near < 5 and 10 <= trip < 15 and low <= ratio <= high and ratio > 2
+    # Five round trips of 10 ms became one. A busy machine only adds to that, and least to the fastest run.
+    fastest = {arm: min(seconds) for arm, seconds in kept[1]["samples"].items()}
+    assert 0.049 < fastest["before"] < 0.095 and 0.009 < fastest["after"] < 0.019
     started_here = lesson.servers.services["postgres"].source != "url"
     nearest = "loopback" if started_here else "your network"
     assert [(r["name"], r["series"], r["added_round_trip_ms"]) for r in kept] == [
