@@ -3,6 +3,8 @@
 # the set, and with a password mongod asks its members for a key file.
 set -euo pipefail
 
+ready=/tmp/takes-writes # what the health check looks for: mongosh itself would take a processor's time from the lessons
+rm -f "$ready"
 key=/tmp/members.key
 head -c 96 /dev/urandom | base64 -w 0 >"$key"
 chown mongodb "$key"
@@ -17,7 +19,8 @@ make_the_set() {
     } catch (error) {
       if (error.codeName !== "NotYetInitialized") throw error;
       rs.initiate({_id: "workshop", members: [{_id: 0, host: "mongo:27017"}]});
-    }' >/tmp/make-the-set 2>&1; do
+    }
+    if (!db.hello().isWritablePrimary) throw new Error("no primary yet");' >/tmp/make-the-set 2>&1; do
     if ((SECONDS > give_up)); then
       echo "mongo: the replica set was not made within 120 s: $(tail -n 1 /tmp/make-the-set)" >&2
       kill 1
@@ -25,8 +28,9 @@ make_the_set() {
     fi
     sleep 1
   done
+  touch "$ready"
 }
 make_the_set &
 
-exec docker-entrypoint.sh mongod --replSet workshop --keyFile "$key" --bind_ip_all \
+exec docker-entrypoint.sh mongod --replSet workshop --keyFile "$key" --bind_ip_all --quiet \
   --oplogSize 200 --wiredTigerCacheSizeGB 0.25
