@@ -22,6 +22,7 @@ def test_it_shows_where_it_runs_and_no_password(lesson):
     shown = repr(lesson) + lesson._repr_html_() + repr(lesson.postgres) + repr(lesson.servers)
     for part in ("1,000,000 order_items", "round trip", "noise floor"):
         assert part in shown
+    assert "profiles" not in shown  # those are MongoDB's, which this lesson did not ask for
     assert password("postgres") not in shown
     assert lesson.noise_floor >= 1 and 0 < lesson.round_trip_s < 1
 

@@ -221,7 +221,8 @@ class Lesson:
             f"{name} {service.version} ({'your server' if service.source == 'url' else 'started here'})"
             for name, service in self.servers.services.items()
         ]
-        shop = seed.status(*(self.servers.services[name] for name in ("postgres", "mongo")))
+        copied = {name: self.servers.services[name] for name in ("postgres", "mongo") if name in self.wanted}
+        shop = seed.status(copied.get("postgres"), copied.get("mongo"))
         rows = ", ".join(f"{count:,} {table}" for table, count in shop["rows"].items())
         return [
             ("lesson", self.name),
