@@ -152,6 +152,14 @@ def test_the_first_cell_is_for_colab_and_collapsed(path):
     assert project()["urls"]["Repository"] in source(first)
 
 
+@each_lesson
+def test_the_readme_opens_it_on_colab(path):
+    repository = project()["urls"]["Repository"].removeprefix("https://github.com/")
+    readme = (NOTEBOOKS.parent / "README.md").read_text()
+    assert f"(https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name})" in readme
+    assert f"(https://mybinder.org/v2/gh/{repository}/HEAD?" in readme
+
+
 def test_colab_keeps_its_own_packages_and_gets_the_others():
     """Its page stops working with other versions of what it brings."""
     assert set(colab.COLABS_OWN) <= {Requirement(text).name for text in project()["dependencies"]}
