@@ -1,10 +1,10 @@
 # `make lab` opens the workbook, `make test` proves it. Both build what is missing first: a .venv with all that is needed.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
 ifeq ($(CONDA_DEFAULT_ENV),data-access-workshop)
 # environment.yml's own environment is active: all is there.
 PY = python
 else
-VENV ?= .venv
 PY = $(VENV)/bin/python
 READY = $(VENV)/ready
 endif
@@ -22,10 +22,10 @@ test: $(READY)
 	    --nbval-cell-timeout 120 --durations 15 $(ARGS)
 
 # A reader's way through the workbook in the system's Chromium; `make screenshots` takes the README's pictures on the way.
-test-browser: chromium $(READY) $(or $(VENV),.venv)/ready-browser
+test-browser: chromium $(READY) $(VENV)/ready-browser
 	@CHROMIUM="$(CHROMIUM)" $(RUN) pytest tests/browser --durations 5 $(ARGS)
 
-screenshots: chromium $(READY) $(or $(VENV),.venv)/ready-browser
+screenshots: chromium $(READY) $(VENV)/ready-browser
 	@CHROMIUM="$(CHROMIUM)" SCREENSHOTS=tests/browser/screenshots $(RUN) pytest tests/browser -k takes_lesson $(ARGS)
 
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
@@ -53,7 +53,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[servers,test]"
 	@touch $@
 
-$(or $(VENV),.venv)/ready-browser: $(READY) pyproject.toml constraints.txt
+$(VENV)/ready-browser: $(READY) pyproject.toml constraints.txt
 	@mkdir -p $(@D)
 	@$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
 	@touch $@
