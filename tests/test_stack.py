@@ -193,6 +193,8 @@ def test_secrets_are_readable_by_their_user_alone(own_state):
     assert stat.S_IMODE((own_state / "mongo" / "keyfile").stat().st_mode) == 0o600
     assert stat.S_IMODE((own_state / "postgres" / "data").stat().st_mode) == 0o700
     for process in server_processes(own_state).values():
+        with contextlib.suppress(psutil.AccessDenied):  # in a container root may not look at another account
+            assert {c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
         assert not any(secret in " ".join(process.cmdline()) for secret in secret_texts)
     for port in (servers.postgres.port, urlsplit(servers.redis).port, urlsplit(servers.mongo).port):
         # This machine's second address: a server that listens on all of them would answer there.
