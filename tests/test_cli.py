@@ -181,6 +181,10 @@ def test_lab_answers_and_stops_what_it_started(own_state):
         assert "/lab/tree/notebooks/00-start-here.ipynb" in url
         with urllib.request.urlopen(url, timeout=30) as page:
             assert page.status == 200
+        # JupyterLab answers any path; whether it has the notebook, its contents service tells.
+        contents = url.replace("/lab/tree/", "/api/contents/") + "&content=0"
+        with urllib.request.urlopen(contents, timeout=30) as answer:
+            assert json.load(answer)["type"] == "notebook"
         assert stack.find()[0]["postgres"] is not None
     finally:
         lab.send_signal(signal.SIGINT)
