@@ -14,18 +14,20 @@ import pytest
 import redis
 from sqlalchemy import URL
 
-from workshop import sandbox, stack
-from workshop.stack.postgres import dsn
+from workshop import sandbox
+from workshop.servers import lifecycle
+from workshop.servers.postgres_server import dsn
+from workshop.servers.service import Servers
 
 
 @pytest.fixture(scope="session")
-def servers() -> stack.Servers:
+def servers() -> Servers:
     """The workbook's servers, started where they are not running. They stay up, as after `make lab`."""
-    return stack.up()
+    return lifecycle.up()
 
 
 @pytest.fixture
-def scratch(servers: stack.Servers) -> Iterator[URL]:
+def scratch(servers: Servers) -> Iterator[URL]:
     """A fresh, empty PostgreSQL database."""
     name = f"workshop_test_{secrets.token_hex(4)}"
     with psycopg.connect(dsn(servers.postgres), autocommit=True) as connection:
@@ -35,7 +37,7 @@ def scratch(servers: stack.Servers) -> Iterator[URL]:
 
 
 @pytest.fixture
-def scratch_mongo(servers: stack.Servers) -> Iterator[pymongo.database.Database]:
+def scratch_mongo(servers: Servers) -> Iterator[pymongo.database.Database]:
     """A fresh MongoDB database."""
     with pymongo.MongoClient(servers.mongo, serverSelectionTimeoutMS=5000) as client:
         name = f"workshop_test_{secrets.token_hex(4)}"
@@ -44,7 +46,7 @@ def scratch_mongo(servers: stack.Servers) -> Iterator[pymongo.database.Database]
 
 
 @pytest.fixture
-def scratch_redis(servers: stack.Servers) -> Iterator[redis.Redis]:
+def scratch_redis(servers: Servers) -> Iterator[redis.Redis]:
     """A client on an empty Redis database."""
     box = sandbox.create(servers, "test", ["redis"])
     with redis.Redis.from_url(box.redis, decode_responses=True) as client:
@@ -61,5 +63,5 @@ def own_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv(f"WORKSHOP_{variable}", "")  # empty, so that a .env does not speak either
     monkeypatch.setenv("WORKSHOP_STATE", str(folder))
     yield folder
-    stack.down()
+    lifecycle.down()
     shutil.rmtree(folder, ignore_errors=True)

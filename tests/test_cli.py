@@ -15,8 +15,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from workshop import results, stack
-from workshop.stack.postgres import dsn
+from workshop import results
+from workshop.servers import lifecycle
+from workshop.servers.postgres_server import dsn
+from workshop.servers.service import Servers
 from workshop.state import CHECKOUT, password
 
 SMALL = ("--scale", "0.02")
@@ -33,7 +35,7 @@ def workshop(*arguments: str, cwd: Path = CHECKOUT) -> subprocess.CompletedProce
     )
 
 
-def databases(servers: stack.Servers) -> set[str]:
+def databases(servers: Servers) -> set[str]:
     with psycopg.connect(dsn(servers.postgres)) as connection:
         return {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
 
@@ -89,7 +91,7 @@ def test_reset_refuses_damaged_data_and_keeps_what_is_there(own_state, tmp_path)
     for folder in ("workshop", "data"):
         shutil.copytree(CHECKOUT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     assert workshop("up", *SMALL, cwd=copy).returncode == 0
-    servers = stack.up()
+    servers = lifecycle.up()
     before = databases(servers)
     assert "workshop_shop" in before
 
@@ -107,7 +109,7 @@ def test_reset_refuses_damaged_data_and_keeps_what_is_there(own_state, tmp_path)
     with psycopg.connect(dsn(servers.postgres), autocommit=True) as connection:
         connection.execute("CREATE DATABASE made_since")
     assert workshop("reset", *SMALL, cwd=copy).returncode == 0
-    assert databases(stack.up()) == before
+    assert databases(lifecycle.up()) == before
 
 
 def test_an_unreachable_server_is_exit_code_1(own_state, monkeypatch):
@@ -185,12 +187,12 @@ def test_lab_answers_and_stops_what_it_started(own_state):
         contents = url.replace("/lab/tree/", "/api/contents/") + "&content=0"
         with urllib.request.urlopen(contents, timeout=30) as answer:
             assert json.load(answer)["type"] == "notebook"
-        assert stack.find()[0]["postgres"] is not None
+        assert lifecycle.find()[0]["postgres"] is not None
     finally:
         lab.send_signal(signal.SIGINT)
         lab.wait(60)
     assert lab.returncode == 0
     give_up = time.monotonic() + 10
-    while any(stack.find()[0].values()):
+    while any(lifecycle.find()[0].values()):
         assert time.monotonic() < give_up
         time.sleep(0.1)

@@ -55,7 +55,7 @@ def test_without_a_password_nothing_starts():
 
 
 def test_the_scripts_are_executable_bash():
-    scripts = sorted((ROOT / "workshop/stack/compose").glob("*.sh"))
+    scripts = sorted((ROOT / "workshop/servers/compose").glob("*.sh"))
     assert [script.stem for script in scripts] == ["lab", "mongo", "primary", "replica"]
     for script in scripts:
         assert os.access(script, os.X_OK), script

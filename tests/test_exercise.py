@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import URL, create_engine, literal, select, text
 
 from workshop.exercise import _same, check
-from workshop.observe import NotCounted, Observer
+from workshop.observe.observation import NotCounted
+from workshop.observe.observer import Observer
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.text import Text
 
 from workshop import figures
-from workshop.measure import Comparison
+from workshop.measure.result import Comparison
 
 
 def make(

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from workshop import open_lesson, results
-from workshop.stack.postgres import dsn
+from workshop.servers.postgres_server import dsn
 from workshop.state import WorkshopError, password, state_dir
 
 

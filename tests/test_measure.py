@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workshop import measure
-from workshop.measure import Comparison, DifferentAnswers, compare, noise_floor, seconds, significant
+from workshop.measure.answers import DifferentAnswers, same
+from workshop.measure.compare import compare, noise_floor
+from workshop.measure.result import Comparison
+from workshop.table import seconds, significant
 
 MS = 1_000_000
 
@@ -189,7 +191,7 @@ FRAME = pd.DataFrame({"a": [1, 2], "b": [0.5, math.nan]})
 def test_equal_answers_of_many_kinds(answer):
     import copy
 
-    assert measure.same(answer, copy.deepcopy(answer))
+    assert same(answer, copy.deepcopy(answer))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_equal_answers_of_many_kinds(answer):
     ],
 )
 def test_different_answers_of_many_kinds(a, b):
-    assert not measure.same(a, b)
+    assert not same(a, b)
     with pytest.raises(DifferentAnswers):
         compare(lambda: a, lambda: b)
 

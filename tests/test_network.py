@@ -25,9 +25,10 @@ import pytest
 import redis
 from sqlalchemy import URL, create_engine, make_url, text
 
-from workshop import distance, open_lesson, results
-from workshop.network import Counts, Proxy
-from workshop.stack.postgres import dsn
+from workshop import open_lesson, results
+from workshop.far.proxy import Counts, Proxy
+from workshop.far.servers import FarServers
+from workshop.servers.postgres_server import dsn
 from workshop.state import WorkshopError, state_dir
 
 ECHO = """
@@ -363,7 +364,7 @@ def test_a_port_out_of_range():
 
 PARENT = """
 import os, sys, time
-from workshop.network import Proxy
+from workshop.far.proxy import Proxy
 proxy = Proxy("127.0.0.1", int(sys.argv[1]), 20).__enter__()
 child = os.fork() if sys.argv[2] == "with a fork" else 0
 if child or sys.argv[2] == "alone":
@@ -510,7 +511,7 @@ def test_urls_of_other_peoples_servers(servers):
         redis_url=f"rediss://user:p%40ss@{by_name(urlsplit(servers.redis).hostname)}:{redis_port}/7?protocol=3",
         mongo_url=servers.mongo,
     )
-    with distance.FarServers(near, 1) as far:
+    with FarServers(near, 1) as far:
         url = far.postgres
         assert (url.host, url.password, url.database) == (host, "p@ss", "db")
         assert url.port != port
@@ -523,12 +524,12 @@ def test_urls_of_other_peoples_servers(servers):
         assert url.username == urlsplit(servers.mongo).username
         assert "@" not in repr(far)
     near = SimpleNamespace(postgres=URL.create("postgresql+psycopg", query={"host": "/run/postgresql"}))
-    with distance.FarServers(near, 1) as far, pytest.raises(WorkshopError, match="reached by TCP"):
+    with FarServers(near, 1) as far, pytest.raises(WorkshopError, match="reached by TCP"):
         _ = far.postgres
 
 
 def test_a_member_reached_by_name_answers_far_away(servers):
     near = SimpleNamespace(postgres=servers.postgres.set(host=by_name(servers.postgres.host)))
-    with distance.FarServers(near, 1) as far, closing(psycopg.connect(dsn(far.postgres))) as connection:
+    with FarServers(near, 1) as far, closing(psycopg.connect(dsn(far.postgres))) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
         assert far.counts().connections == 1

@@ -11,8 +11,9 @@ import redis
 from sqlalchemy import NullPool, Select, String, create_engine, insert, literal, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from workshop import observe
-from workshop.observe import NotCounted, Observation, ObserveError, Observer, quantity
+from workshop.observe import mongo_probe
+from workshop.observe.observation import NotCounted, Observation, ObserveError, quantity
+from workshop.observe.observer import Observer
 
 
 class Base(DeclarativeBase):
@@ -398,7 +399,7 @@ def test_a_batch_is_a_command(mongo):
 
 def profiler(database) -> tuple[int, list[str]]:
     """The profiler's level, and its collection; asked in the observer's name, so that it does not count."""
-    options = {"comment": observe._COMMENT}
+    options = {"comment": mongo_probe._COMMENT}
     names = database.list_collection_names(filter={"name": "system.profile"}, **options)
     return database.command("profile", -1, **options)["was"], names
 
@@ -413,7 +414,7 @@ def test_the_profiler_is_put_back(mongo, scratch_mongo):
     assert profiler(scratch_mongo) == (0, [])
     # what an interrupted notebook left behind is taken over and removed
     scratch_mongo.create_collection(
-        "system.profile", capped=True, size=observe._PROFILE_BYTES, max=observe._PROFILE_DOCUMENTS
+        "system.profile", capped=True, size=mongo_probe._PROFILE_BYTES, max=mongo_probe._PROFILE_DOCUMENTS
     )
     scratch_mongo.command("profile", 2)
     with watcher.watch() as seen:
@@ -448,7 +449,7 @@ def test_somebody_elses_profile_is_left_alone(mongo, scratch_mongo):
 
 
 def test_a_full_profile_is_not_summed(mongo, monkeypatch):
-    monkeypatch.setattr(observe, "_PROFILE_BYTES", 64 * 1024)
+    monkeypatch.setattr(mongo_probe, "_PROFILE_BYTES", 64 * 1024)
     watcher, things = mongo
     with watcher.watch() as seen:
         for i in range(300):
@@ -459,7 +460,7 @@ def test_a_full_profile_is_not_summed(mongo, monkeypatch):
 
 def test_a_client_from_before_the_observer_is_noticed(mongo, scratch_mongo, monkeypatch):
     watcher, things = mongo
-    monkeypatch.setattr(observe._commands, "started", lambda event: None)
+    monkeypatch.setattr(mongo_probe._commands, "started", lambda event: None)
     with watcher.watch() as seen:
         things.find_one({"_id": 1})
     assert seen.documents_examined == 1

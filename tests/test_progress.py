@@ -38,7 +38,7 @@ def test_the_label_is_escaped():
 def executed() -> nbformat.NotebookNode:
     cells = [
         "from workshop import progress\nfrom workshop.progress import track\n"
-        "from workshop.measure import compare\nimport time\nprogress.REFRESH_S = 0",
+        "from workshop.measure.compare import compare\nimport time\nprogress.REFRESH_S = 0",
         "print('before')\nfor _ in track(range(10), 'ten'): time.sleep(0.01)\nprint('after')",
         "for i in track(range(10), 'ten'):\n    if i == 5: raise RuntimeError('midway')",
         "for i in track(range(10), 'ten'):\n    if i == 5: break",

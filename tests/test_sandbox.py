@@ -14,8 +14,8 @@ import redis
 from psycopg import sql
 
 from workshop import sandbox
-from workshop.shop import seed
-from workshop.stack.postgres import dsn
+from workshop.servers.postgres_server import dsn
+from workshop.shop import postgres_loader, seed
 
 WANTED = ("postgres", "mongo", "redis")
 
@@ -54,8 +54,9 @@ LESSON = """
 import json, sys
 from dataclasses import asdict
 import redis
-from workshop import sandbox, stack
-box = sandbox.create(stack.up(), "test", ("postgres", "mongo", "redis"))
+from workshop import sandbox
+from workshop.servers import lifecycle
+box = sandbox.create(lifecycle.up(), "test", ("postgres", "mongo", "redis"))
 if {watched}:
     watcher = sandbox.watch(box)
 redis.Redis.from_url(box.redis).set("something", "of the lesson")
@@ -115,7 +116,7 @@ def test_a_sandbox_is_a_copy_with_every_row(shop):
                 table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
                 for table in ("customers", "products", "orders", "order_items")
             }
-        assert rows == seed.seeded_postgres(shop.postgres)["rows"]
+        assert rows == postgres_loader.seeded_postgres(shop.postgres)["rows"]
         with pymongo.MongoClient(shop.mongo) as client:
             assert client[box.name].profiles.estimated_document_count() == rows["customers"]
         with redis.Redis.from_url(box.redis) as client:

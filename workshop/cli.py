@@ -1,4 +1,4 @@
-"""The command line: python -m workshop up | status | down | reset | lab | report | doctor | bench.
+"""The command line: python -m workshop up | status | down | reset | lab | report | doctor.
 
 Exit codes: 0 done, 1 a service or the data failed, 2 wrong use.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from workshop.state import WorkshopError
 
 if TYPE_CHECKING:
-    from workshop.stack import Service
+    from workshop.servers.service import Service
 
 
 def _scale(text: str) -> float:
@@ -38,7 +38,6 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("lab", help="open JupyterLab; its own options are passed on", add_help=False)
     report = commands.add_parser("report", help="the latest result of each comparison")
     doctor = commands.add_parser("doctor", help="whether this machine has what the workbook needs")
-    commands.add_parser("bench", help="how fast the loader is, against psql's \\copy in the same run")
     for command in (up, reset):
         command.add_argument("--scale", type=_scale, help="size of the shop; 1 is 100,000 customers (default)")
     for command in (status, report, doctor):
@@ -50,10 +49,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    from workshop import stack
+    from workshop.servers import lifecycle
     from workshop.shop import seed
 
-    servers = stack.up(arguments.replicas)
+    servers = lifecycle.up(arguments.replicas)
     seed.ensure(servers, arguments.scale)
     _print_state(_state_of(servers.services, servers.replica_services))
     return 0
@@ -101,9 +100,9 @@ def _print_service(name: str, service: dict) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from workshop import stack
+    from workshop.servers import lifecycle
 
-    state = _state_of(*stack.find())
+    state = _state_of(*lifecycle.find())
     if arguments.json:
         print(json.dumps(state, indent=2))
     else:
@@ -112,25 +111,26 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _down(arguments: argparse.Namespace) -> int:
-    from workshop import stack
+    from workshop.servers import lifecycle
 
-    stopped = stack.down()
+    stopped = lifecycle.down()
     print(f"stopped {', '.join(stopped)}" if stopped else "nothing of the workbook's was running")
     return 0
 
 
 def _reset(arguments: argparse.Namespace) -> int:
-    from workshop import sandbox, stack
-    from workshop.shop import seed
+    from workshop import sandbox
+    from workshop.servers import lifecycle
+    from workshop.shop import files, seed
 
-    seed.check_files()  # before anything is deleted
-    found, _ = stack.find()
+    files.check_files()  # before anything is deleted
+    found, _ = lifecycle.find()
     if any(service and service.source == "url" for service in found.values()):
-        servers = stack.up()
+        servers = lifecycle.up()
         sandbox.reap(servers)
         seed.remove(servers)
-    stack.remove()
-    servers = stack.up()
+    lifecycle.remove()
+    servers = lifecycle.up()
     seed.ensure(servers, arguments.scale)
     _print_state(_state_of(servers.services, servers.replica_services))
     return 0
@@ -174,14 +174,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    from workshop import bench, stack
-    from workshop.stack import postgres
-
-    bench.bench_copy(stack.up().postgres, postgres.programs() / "psql")
-    return 0
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     parsed, others = parser.parse_known_args(arguments)
@@ -196,7 +188,6 @@ def main(arguments: list[str] | None = None) -> int:
         "lab": _lab,
         "report": _report,
         "doctor": _doctor,
-        "bench": _bench,
     }[parsed.command]
     try:
         return run(parsed)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from workshop.shop import seed
-from workshop.stack import mongo, postgres, redis
-from workshop.stack.process import free_port
+from workshop.servers import mongo_server, postgres_server, redis_server
+from workshop.servers.process import free_port
+from workshop.shop import files
 from workshop.state import WorkshopError, state_dir
 
 
@@ -66,7 +66,7 @@ def _locale() -> Finding:
 
 
 def _data() -> Finding:
-    seed.check_files()
+    files.check_files()
     return Finding("the shop's data files", True, "as the manifest says")
 
 
@@ -92,7 +92,7 @@ def _server(name: str, variable: str, by_url: Callable[[], object], programs: Ca
 
 
 def _replicas() -> Finding:
-    services = postgres.from_environment("WORKSHOP_REPLICA_URLS")
+    services = postgres_server.from_environment("WORKSHOP_REPLICA_URLS")
     if not services:
         return Finding("replicas", True, "copied from the primary when a lesson asks for them")
     return Finding("replicas", True, f"{', '.join(s.address for s in services)}, from WORKSHOP_REPLICA_URLS")
@@ -120,18 +120,18 @@ def findings() -> list[Finding]:
         "PostgreSQL": _server(
             "PostgreSQL",
             "WORKSHOP_POSTGRES_URL",
-            lambda: postgres.from_environment("WORKSHOP_POSTGRES_URL"),
-            postgres.programs,
+            lambda: postgres_server.from_environment("WORKSHOP_POSTGRES_URL"),
+            postgres_server.programs,
         ),
         "replicas": _replicas,
-        "Redis": _server("Redis", "WORKSHOP_REDIS_URL", redis.from_environment, redis.programs),
-        "MongoDB": _server("MongoDB", "WORKSHOP_MONGO_URL", mongo.from_environment, mongo.programs),
+        "Redis": _server("Redis", "WORKSHOP_REDIS_URL", redis_server.from_environment, redis_server.programs),
+        "MongoDB": _server("MongoDB", "WORKSHOP_MONGO_URL", mongo_server.from_environment, mongo_server.programs),
         "data": _data,
     }
     found = []
     for need, look in looks.items():
         try:
             found.append(look())
-        except (WorkshopError, seed.DataError) as error:
+        except (WorkshopError, files.DataError) as error:
             found.append(Finding(need, False, "", str(error)))
     return found

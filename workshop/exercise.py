@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workshop.observe import COUNTERS, Observation, Observer, quantity, shorten
+from workshop.observe.observation import COUNTERS, Observation, quantity
+from workshop.observe.observer import Observer
+from workshop.table import shorten
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from .measure import SMALLEST_GAIN, Comparison, significant
+from workshop.measure.result import SMALLEST_GAIN, Comparison
+from workshop.table import significant
 
 if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase

@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from workshop import stack
+from workshop.servers import lifecycle
 from workshop.shop import seed
 from workshop.state import CHECKOUT, WorkshopError, is_root, state_dir
 
 FIRST_NOTEBOOK = "notebooks/00-start-here.ipynb"
-SETTINGS = Path(__file__).resolve().parent / "jupyterlab"  # no question about news over the first page
+SETTINGS = Path(__file__).resolve().parent / "lab_settings"  # no question about news over the first page
 START_DEADLINE_S = 60.0
 
 
@@ -25,15 +25,15 @@ def run(options: Sequence[str]) -> int:
 
     The servers are stopped again if they were down before. Returns the command's exit code.
     """
-    found, _ = stack.find()
+    found, _ = lifecycle.find()
     already_up = all(found.values())
     stopping = _Stopping()
     try:
-        seed.ensure(stack.up())
+        seed.ensure(lifecycle.up())
         return _jupyter(options, stopping)
     finally:
         if not already_up:
-            stack.down()
+            lifecycle.down()
             print("The servers are stopped.", flush=True)
 
 

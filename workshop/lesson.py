@@ -19,11 +19,20 @@ import pymongo
 import redis
 from sqlalchemy import URL, NullPool, create_engine
 
-from workshop import distance, exercise, figures, measure, observe, plan, results, sandbox
+from workshop import exercise, figures, plan, results, sandbox
+from workshop.far import distances
+from workshop.far.servers import FarServers, pinging, round_trip
+from workshop.measure.compare import compare, noise_floor
+from workshop.measure.result import Comparison
+from workshop.observe.observation import Observation
+from workshop.observe.observer import Observer
+from workshop.servers.lifecycle import up
+from workshop.servers.postgres_server import dsn
+from workshop.servers.service import Servers
 from workshop.shop import seed
-from workshop.stack import Servers, up
-from workshop.stack.postgres import dsn
+from workshop.shop.postgres_loader import seeded_postgres
 from workshop.state import WorkshopError, state_dir
+from workshop.table import seconds
 
 SERVERS = ("postgres", "mongo", "redis")
 _open: dict[str, Lesson] = {}  # this process's lessons: running the first cell again replaces the sandbox
@@ -38,7 +47,7 @@ class Lesson:
         self.wanted = tuple(wanted)
         self._sandbox = sandbox.create(servers, name.split("-")[0], wanted)
         self._watcher: subprocess.Popen = sandbox.watch(self._sandbox)
-        self.observer = observe.Observer(
+        self.observer = Observer(
             postgres=servers.postgres if "postgres" in wanted else None,
             database=self._sandbox.name,
             mongo=pymongo.MongoClient(self.mongo_url)[self._sandbox.name] if "mongo" in wanted else None,
@@ -46,11 +55,11 @@ class Lesson:
             replicas=servers.replicas,
         )
         self._wait_for_replicas()
-        with distance.pinging(self, self.wanted[0]) as ping:
-            self.round_trip_s = distance.round_trip(ping)
+        with pinging(self, self.wanted[0]) as ping:
+            self.round_trip_s = round_trip(ping)
             # Of three controls the middle one: a moment's load must not set the bar for the whole session.
-            self.noise_floor = statistics.median(measure.noise_floor(ping, budget_s=0.7) for _ in range(3))
-        self.data = seed.seeded_postgres(servers.postgres) or {}
+            self.noise_floor = statistics.median(noise_floor(ping, budget_s=0.7) for _ in range(3))
+        self.data = seeded_postgres(servers.postgres) or {}
 
     def _need(self, server: str) -> None:
         if server not in self.wanted:
@@ -120,7 +129,7 @@ class Lesson:
         drivers = {f"python-{name}" if name == "redis" else name: version(name) for name in libraries}
         return {"python": platform.python_version(), **self.servers.versions, **drivers}
 
-    def observe(self, *names: str) -> AbstractContextManager[observe.Observation]:
+    def observe(self, *names: str) -> AbstractContextManager[Observation]:
         """`with lesson.observe() as seen:` counts what servers and drivers see until the block ends.
 
         `names` are counters that the table shows in any case, see `observe.COUNTERS`.
@@ -129,16 +138,16 @@ class Lesson:
 
     def compare(
         self, before: Callable, after: Callable, floor: Callable | None = None, *, name: str = "", **options
-    ) -> measure.Comparison:
+    ) -> Comparison:
         """Measure `before` against `after`, see `measure.compare`; the result is kept for `report`.
 
         `name` tells several comparisons of one lesson apart; running one again replaces it in the report.
         """
-        result = measure.compare(before, after, floor, name=name, noise_floor=self.noise_floor, **options)
+        result = compare(before, after, floor, name=name, noise_floor=self.noise_floor, **options)
         self._keep(result)
         return result
 
-    def _keep(self, result: measure.Comparison, **more: object) -> None:
+    def _keep(self, result: Comparison, **more: object) -> None:
         """Append the comparison to the results that `report` reads."""
         record = {
             "lesson": self.name,
@@ -152,23 +161,23 @@ class Lesson:
         }
         results.append(record, state_dir() / results.FILE)
 
-    def at_distance(self, round_trip_ms: float) -> distance.FarServers:
+    def at_distance(self, round_trip_ms: float) -> FarServers:
         """`with lesson.at_distance(2) as far:` leads to the same databases over a network of 2 ms more.
 
         `far` has the lesson's `postgres`, `dsn`, `redis_url` and `mongo_url`, and `counts("postgres")` with the
-        connections, flights and bytes; see `distance.FarServers`. 0 is the network as it is, without a proxy.
+        connections, flights and bytes; see `FarServers`. 0 is the network as it is, without a proxy.
         """
-        return distance.FarServers(self, round_trip_ms)
+        return FarServers(self, round_trip_ms)
 
     def compare_at_distances(
         self,
-        arms: Callable[[distance.FarServers], Sequence[Callable]],
+        arms: Callable[[FarServers], Sequence[Callable]],
         *,
         name: str,
         round_trips_ms: Sequence[float] = (0, 0.5, 2, 20),
         budget_s: float = 2.0,
         **options,
-    ) -> distance.Distances:
+    ) -> distances.Distances:
         """Measure the gain at several network distances; each comparison is kept for `report`.
 
         `arms(far)` is called once per distance and returns (before, after) or (before, after, floor); engines and
@@ -181,11 +190,11 @@ class Lesson:
 
         def measure_one(before, after, floor, *, added_ms, round_trip_s, **options):
             at = f"{name}, at {added_ms:g} ms" if added_ms else f"{name}, on {nearest}"
-            result = measure.compare(before, after, floor, name=at, noise_floor=self.noise_floor, **options)
+            result = compare(before, after, floor, name=at, noise_floor=self.noise_floor, **options)
             self._keep(result, round_trip_s=round_trip_s, series=name, added_round_trip_ms=added_ms)
             return result
 
-        return distance.compare(
+        return distances.compare_at_distances(
             self,
             arms,
             measure_one,
@@ -228,7 +237,7 @@ class Lesson:
             ("lesson", self.name),
             ("servers", ", ".join(where)),
             ("your copy of the shop", rows),
-            ("round trip", f"{measure.seconds(self.round_trip_s)} to {self.wanted[0]} and back"),
+            ("round trip", f"{seconds(self.round_trip_s)} to {self.wanted[0]} and back"),
             ("noise floor", f"{self.noise_floor:.2f}x: below this, two runs of the same code differ too"),
         ]
 

@@ -22,7 +22,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, Executable, event, text
 from sqlalchemy.orm import Session
 
-from workshop.observe import Table, shorten
+from workshop.table import Table, shorten
 
 Parameters = Mapping[str, Any] | Sequence[Any] | None
 

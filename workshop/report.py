@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .measure import Comparison, seconds, significant
-from .state import WorkshopError
+from workshop.measure.result import Comparison
+from workshop.state import WorkshopError
+from workshop.table import seconds, significant
 
 __all__ = ["EMPTY", "KEYS", "as_json", "figure", "html", "table"]
 
@@ -142,7 +143,7 @@ def figure(records: Sequence[Record], path: Path) -> None:
 
     Raises WorkshopError when no lesson has one.
     """
-    from . import figures  # see html()
+    from workshop import figures  # see html()
 
     largest: dict[str, Record] = {}
     for record in _best_first(records):
@@ -163,7 +164,7 @@ def html(records: Sequence[Record], path: Path) -> None:
     if not records:
         body.append(f"<p>{markup.escape(EMPTY)}</p>")
     else:
-        from . import figures  # matplotlib is slow to import: the table and the JSON need none of it
+        from workshop import figures  # matplotlib is slow to import: the table and the JSON need none of it
 
         ordered = _distances_together(records)
         cells = [_cells(r) for r in ordered]

@@ -26,9 +26,9 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from sqlalchemy import URL, make_url
 
+from workshop.servers.postgres_server import dsn
+from workshop.servers.service import Servers
 from workshop.shop import DATABASE
-from workshop.stack import Servers
-from workshop.stack.postgres import dsn
 from workshop.state import WorkshopError, lock, state_dir
 
 PREFIX = "workshop_sandbox_"

@@ -10,10 +10,10 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import URL, make_url
 
-from workshop.stack.local import LocalServer
-from workshop.stack.process import free_port, give, run_tool
-from workshop.stack.programs import Programs, find, for_account, package_folder
-from workshop.stack.service import Service
+from workshop.servers.find import Programs, find, for_account, package_folder
+from workshop.servers.local import LocalServer
+from workshop.servers.process import free_port, give, run_tool
+from workshop.servers.service import Service
 from workshop.state import WorkshopError, is_root, named, password, setting, state_dir, write_private
 
 MINIMUM = (15,)

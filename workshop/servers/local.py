@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 
 from sqlalchemy import URL
 
-from workshop.stack.process import MUTE_DEADLINE_S, ServerProcess, remove_folder
-from workshop.stack.service import Service
+from workshop.servers.process import MUTE_DEADLINE_S, ServerProcess, remove_folder
+from workshop.servers.service import Service
 from workshop.state import WorkshopError, state_dir
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import redis
 
-from workshop.stack.local import LocalServer
-from workshop.stack.process import free_port
-from workshop.stack.programs import Programs, find, package_folder
-from workshop.stack.service import Service
+from workshop.servers.find import Programs, find, package_folder
+from workshop.servers.local import LocalServer
+from workshop.servers.process import free_port
+from workshop.servers.service import Service
 from workshop.state import WorkshopError, named, password, setting, write_private
 
 MINIMUM = (7, 0)

@@ -1,0 +1,1 @@
+"""Honest comparisons: pairs in ABBA order, equal answers, an interval, a verdict. It knows nothing of servers."""

@@ -1,0 +1,1 @@
+"""The servers: found by URL, or started here from wheels or PATH (lifecycle.py)."""

@@ -1,0 +1,272 @@
+"""The shop in PostgreSQL: one template database that lessons copy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import URL, Connection, Table
+from sqlalchemy.dialects.postgresql import dialect as PostgresDialect
+from sqlalchemy.schema import AddConstraint, CreateColumn, CreateIndex
+
+from workshop.shop import DATABASE
+from workshop.shop.files import (
+    DATA,
+    TABLES,
+    Advance,
+    DataError,
+    check_files,
+    check_scale,
+    check_stream,
+    copy_columns,
+    progress_bar,
+    read_manifest,
+    table_stream,
+    version_of_data,
+)
+from workshop.shop.models import STORE_BIO_OUT_OF_LINE, Base
+
+_LOCK = 0x776F726B73686F70  # "workshop" in ASCII: the advisory lock that seeders take in turn
+
+
+def connect(url: URL, database: str | None = None, autocommit: bool = True) -> psycopg.Connection:
+    """A psycopg connection to ``url``, or to another ``database`` of its server."""
+    url = url.set(drivername="postgresql+psycopg", database=database or url.database)
+    args, kwargs = url.get_dialect()().create_connect_args(url)
+    kwargs.setdefault("connect_timeout", 10)
+    return psycopg.connect(*args, **kwargs, autocommit=autocommit)
+
+
+def _table(name: str) -> Table:
+    return Base.metadata.tables[name]
+
+
+def _ddl(element: Any) -> str:
+    return str(element.compile(dialect=PostgresDialect()))
+
+
+def create_bare_table(cursor: psycopg.Cursor, table: str) -> None:
+    """CREATE TABLE as in models.py, yet without primary key, foreign keys and indexes: they come after the
+    rows.
+    """
+    columns = ", ".join(_ddl(CreateColumn(column)) for column in _table(table).columns)
+    # Autovacuum would come at moments of its own choice, in the middle of a lesson's measurement.
+    toast = ", toast.autovacuum_enabled = false" if table == "customers" else ""
+    cursor.execute(f"CREATE TABLE {table} ({columns}) WITH (autovacuum_enabled = false{toast})")
+    if table == "customers":
+        cursor.execute(_ddl(STORE_BIO_OUT_OF_LINE))
+
+
+def copy_statement(table: str, options: str = "") -> sql.Composed:
+    """``COPY table (columns) FROM STDIN`` for table_stream()."""
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv, HEADER{})").format(
+        sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, copy_columns(table))), sql.SQL(options)
+    )
+
+
+def copy_table(cursor: psycopg.Cursor, table: str, blocks: Iterable[bytes], advance: Advance) -> tuple[int, str]:
+    """COPY the blocks into ``table``, made in the same transaction; rows and SHA-256 of the bytes sent.
+
+    FREEZE writes the rows as if VACUUM had been there: no second pass over the pages, and index-only scans at
+    once.
+    """
+    digest, lines = hashlib.sha256(), 0
+    with cursor.copy(copy_statement(table, ", FREEZE")) as copy:
+        for block in blocks:
+            digest.update(block)
+            copy.write(block)
+            count = block.count(b"\n")
+            lines += count
+            advance(count)
+    if cursor.rowcount != lines - 1:
+        raise DataError(
+            f"{table} holds {cursor.rowcount:,} rows, expected {lines - 1:,}: run `python -m workshop "
+            "reset` to load it again"
+        )
+    return lines - 1, digest.hexdigest()
+
+
+def _load_postgres(
+    connection: psycopg.Connection, scale: float, manifest: dict[str, Any], folder: Path, progress: bool
+) -> dict[str, dict[str, Any]]:
+    """Make and fill the tables in an empty database; rows and SHA-256 per table."""
+    found: dict[str, dict[str, Any]] = {}
+    total = sum(manifest["tables"][table]["rows"] for table in TABLES) * scale
+    cursor = connection.cursor()
+    # The rename at the end is committed synchronously and so makes everything before it durable.
+    for setting in (
+        "synchronous_commit = off",
+        "maintenance_work_mem = '256MB'",
+        "client_min_messages = warning",
+    ):
+        cursor.execute(f"SET {setting}")
+    with progress_bar("PostgreSQL", total, progress) as bar:
+        for table in TABLES:
+            with connection.transaction():
+                create_bare_table(cursor, table)
+                rows, sha256 = copy_table(cursor, table, table_stream(table, scale, folder), bar.update)
+            if scale == 1:
+                check_stream(table, rows, sha256, manifest)
+            found[table] = {"rows": rows, "sha256": sha256}
+        bar.set_description("PostgreSQL, indexes")
+        with connection.transaction():
+            for table in map(_table, TABLES):
+                cursor.execute(_ddl(AddConstraint(table.primary_key, isolate_from_table=False)))
+                for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                    cursor.execute(_ddl(CreateIndex(index)))
+            for table in map(_table, TABLES):
+                for key in sorted(table.foreign_key_constraints, key=lambda key: str(key.name)):
+                    cursor.execute(_ddl(AddConstraint(key, isolate_from_table=False)))
+            for table in ("customers", "products", "orders"):  # their ids came with the rows
+                cursor.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))")
+        cursor.execute(f"VACUUM (ANALYZE) {', '.join(TABLES)}")
+    return found
+
+
+def seeded_postgres(url: URL, database: str = DATABASE) -> dict[str, Any] | None:
+    """What ``database`` was seeded with: scale, rows and checksums per table; None when it is not there or
+    not ours.
+
+    One query; ``url`` is of any database of the server.
+    """
+    with connect(url) as connection:
+        return _seeded(connection, database)
+
+
+def _comment(connection: psycopg.Connection, database: str) -> tuple[bool, dict[str, Any]]:
+    """Whether the database is there, and the record in its comment ({} when that is not the workbook's)."""
+    row = connection.execute(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [database]
+    ).fetchone()
+    try:
+        record = json.loads(row[0]) if row and row[0] else {}
+    except ValueError:
+        record = {}
+    return row is not None, record if isinstance(record, dict) and "workshop" in record else {}
+
+
+def _seeded(connection: psycopg.Connection, database: str) -> dict[str, Any] | None:
+    _, record = _comment(connection, database)
+    return record if record.get("workshop") == "shop" else None
+
+
+def _drop_ours(connection: psycopg.Connection, database: str) -> None:
+    """Drop ``database`` if it is there. Raises DataError when the workbook did not make it."""
+    exists, record = _comment(connection, database)
+    if not exists:
+        return
+    if not record:
+        raise DataError(
+            f"the PostgreSQL database {database} was not made by the workbook: expected its mark in the "
+            "database's comment, "
+            "found none; rename that database or drop it, then run `python -m workshop reset`"
+        )
+    name = sql.Identifier(database)
+    connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
+    connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+def _set_comment(connection: psycopg.Connection, database: str, record: dict[str, Any]) -> None:
+    text = sql.Literal(json.dumps(record))
+    connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(database), text))
+
+
+def seed_postgres(
+    url: URL,
+    scale: float = 1.0,
+    progress: bool = True,
+    *,
+    database: str = DATABASE,
+    data_dir: Path | None = None,
+) -> dict[str, int]:
+    """Make the shop's template database, or leave it when it is there at this scale; rows per table.
+
+    ``url`` is of another database of the server, by a role that may create databases; it need not be a
+    superuser. The shop is loaded as ``<database>_loading`` and renamed in the last step; on any error that
+    one is dropped, and a shop that was there before stays as it was. The result is a template: nobody
+    connects to it, so it can be cloned at any time.
+
+    Raises DataError (files), ValueError (scale) and psycopg.Error (server).
+    """
+    check_scale(scale)
+    folder = data_dir or DATA
+    manifest = read_manifest(folder)
+    with connect(url) as admin:
+
+        def rows_if_done() -> dict[str, int] | None:
+            record = _seeded(admin, database)
+            done = record and record["scale"] == scale and record["version"] == version_of_data(manifest)
+            return record["rows"] if done else None
+
+        if rows := rows_if_done():
+            return rows
+        check_files(folder)
+        admin.execute(
+            "SELECT pg_advisory_lock(%s)", [_LOCK]
+        )  # another seeder may be at work; freed with the connection
+        if rows := rows_if_done():
+            return rows
+        loading = f"{database}_loading"
+        name = sql.Identifier(loading)
+        _drop_ours(admin, loading)  # left by a seeder that was killed
+        admin.execute(
+            # C order is the same on every system and version, so plans and sorted results are too.
+            sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C'").format(
+                name
+            )
+        )
+        try:
+            _set_comment(admin, loading, {"workshop": "loading"})
+            with connect(url, loading) as connection:
+                found = _load_postgres(connection, scale, manifest, folder, progress)
+            rows = {table: found[table]["rows"] for table in TABLES}
+            checksums = {table: found[table]["sha256"] for table in TABLES}
+            record = {
+                "workshop": "shop",
+                "scale": scale,
+                "version": version_of_data(manifest),
+                "rows": rows,
+                "checksums": checksums,
+            }
+            _set_comment(admin, loading, record)
+            admin.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false").format(name))
+            _drop_ours(admin, database)
+            admin.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(name, sql.Identifier(database)))
+        except BaseException:
+            if not admin.closed and not admin.broken:
+                # Ours for certain, whatever its comment says by now.
+                if _comment(admin, loading)[0]:
+                    admin.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
+                admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+            raise
+        return rows
+
+
+def table_checksum(connection: Connection | psycopg.Connection, table: str) -> str:
+    """SHA-256 of the rows that the server holds, in the form in which they were sent; at scale 1 it is the
+    manifest's.
+
+    ``connection`` is SQLAlchemy's or psycopg's, to a database that holds the shop, for instance a clone of
+    the template.
+    """
+    driver = connection.connection.driver_connection if isinstance(connection, Connection) else connection
+    assert isinstance(driver, psycopg.Connection)
+    columns = sql.SQL(", ").join(map(sql.Identifier, copy_columns(table)))
+    query = sql.SQL("COPY (SELECT {} FROM {} ORDER BY id) TO STDOUT (FORMAT csv, HEADER)")
+    digest = hashlib.sha256()
+    settings = {"TimeZone": "UTC", "DateStyle": "ISO, YMD", "client_encoding": "UTF8"}
+    with driver.transaction(), driver.cursor() as cursor:
+        before = {key: cursor.execute("SELECT current_setting(%s)", [key]).fetchone()[0] for key in settings}
+        for key, value in settings.items():
+            cursor.execute("SELECT set_config(%s, %s, true)", [key, value])
+        with cursor.copy(query.format(columns, sql.Identifier(table))) as copy:
+            for block in copy:
+                digest.update(block)
+        for key, value in before.items():  # the caller's transaction may go on
+            cursor.execute("SELECT set_config(%s, %s, true)", [key, value])
+    return digest.hexdigest()
