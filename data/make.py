@@ -524,7 +524,7 @@ def main(folder: Path = HERE) -> None:
         rows = len(lines) - (not name.startswith("profiles"))  # every CSV has a header line
         files[name] = {"rows": rows, "bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
         print(f"{name:20} {rows:>9,} rows {len(packed):>10,} bytes")
-    tables = seed.stream_checksums(folder)
+    tables = files.stream_checksums(folder)
     manifest = {
         "about": "Made by data/make.py, see README.md. tables: SHA-256 of what COPY gets at scale 1.",
         "files": files,

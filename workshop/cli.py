@@ -52,10 +52,13 @@ def _up(arguments: argparse.Namespace) -> int:
     from workshop.servers import lifecycle
     from workshop.shop import seed
 
-    servers = lifecycle.up(arguments.replicas)
+    servers = lifecycle.up(replicas=arguments.replicas, do_without=True)
+    lifecycle.keep()
     seed.ensure(servers, arguments.scale)
     _print_state(_state_of(servers.services, servers.replica_services))
-    return 0
+    for reason in servers.lacking.values():
+        print(f"workshop: {reason}", file=sys.stderr)
+    return 1 if servers.lacking else 0
 
 
 def _state_of(found: Mapping[str, Service | None], replicas: Sequence[Service]) -> dict:
@@ -72,12 +75,12 @@ def _state_of(found: Mapping[str, Service | None], replicas: Sequence[Service]) 
 
     return {
         "services": {
-            "postgres": describe(found["postgres"]),
+            "postgres": describe(found.get("postgres")),
             "replicas": [describe(replica) for replica in replicas],
-            "redis": describe(found["redis"]),
-            "mongo": describe(found["mongo"]),
+            "redis": describe(found.get("redis")),
+            "mongo": describe(found.get("mongo")),
         },
-        "data": seed.status(found["postgres"], found["mongo"]),
+        "data": seed.status(found.get("postgres"), found.get("mongo")),
     }
 
 
@@ -124,14 +127,12 @@ def _reset(arguments: argparse.Namespace) -> int:
     from workshop.shop import files, seed
 
     files.check_files()  # before anything is deleted
-    found, _ = lifecycle.find()
-    if any(service and service.source == "url" for service in found.values()):
-        servers = lifecycle.up()
-        sandbox.reap(servers)
-        seed.remove(servers)
     lifecycle.remove()
     servers = lifecycle.up()
-    seed.ensure(servers, arguments.scale)
+    lifecycle.keep()
+    # On somebody's server the shop is made beside the one that is there, and copies that are open stay as they are.
+    sandbox.reap(servers)
+    seed.ensure(servers, arguments.scale, anew=True)
     _print_state(_state_of(servers.services, servers.replica_services))
     return 0
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import psutil
 
 from workshop.servers import mongo_server, postgres_server, redis_server
+from workshop.servers.local import LocalServer
 from workshop.servers.process import free_port
 from workshop.shop import files
 from workshop.state import WorkshopError, state_dir
@@ -70,11 +71,12 @@ def _data() -> Finding:
     return Finding("the shop's data files", True, "as the manifest says")
 
 
-def _server(name: str, variable: str, by_url: Callable[[], object], programs: Callable) -> Callable[[], Finding]:
+def _server(
+    name: str, variable: str, by_url: Callable, programs: Callable, ours: Callable[[], LocalServer]
+) -> Callable[[], Finding]:
     def look() -> Finding:
-        given = by_url()
-        if given:
-            service = given[0] if isinstance(given, list) else given
+        service = by_url()
+        if service:
             return Finding(name, True, f"{service.version} at {service.address}, from {variable}")
         found = programs()
         version = ".".join(map(str, found.version))
@@ -86,13 +88,16 @@ def _server(name: str, variable: str, by_url: Callable[[], object], programs: Ca
                 f"{version} lacks {', '.join(missing)}",
                 f"install the system package of each library (on Debian: libcurl4, libssl3), or set {variable}",
             )
+        if failure := ours().process.failure:
+            fix = "run `python -m workshop reset`, which makes its files anew"
+            return Finding(name, False, f"its last start failed: {failure}", fix)
         return Finding(name, True, f"{version} from {'a wheel' if found.source == 'wheel' else 'PATH'}")
 
     return look
 
 
 def _replicas() -> Finding:
-    services = postgres_server.from_environment("WORKSHOP_REPLICA_URLS")
+    services = postgres_server.replicas_from_environment()
     if not services:
         return Finding("replicas", True, "copied from the primary when a lesson asks for them")
     return Finding("replicas", True, f"{', '.join(s.address for s in services)}, from WORKSHOP_REPLICA_URLS")
@@ -120,12 +125,17 @@ def findings() -> list[Finding]:
         "PostgreSQL": _server(
             "PostgreSQL",
             "WORKSHOP_POSTGRES_URL",
-            lambda: postgres_server.from_environment("WORKSHOP_POSTGRES_URL"),
+            postgres_server.primary_from_environment,
             postgres_server.programs,
+            postgres_server.primary,
         ),
         "replicas": _replicas,
-        "Redis": _server("Redis", "WORKSHOP_REDIS_URL", redis_server.from_environment, redis_server.programs),
-        "MongoDB": _server("MongoDB", "WORKSHOP_MONGO_URL", mongo_server.from_environment, mongo_server.programs),
+        "Redis": _server(
+            "Redis", "WORKSHOP_REDIS_URL", redis_server.from_environment, redis_server.programs, redis_server.Redis
+        ),
+        "MongoDB": _server(
+            "MongoDB", "WORKSHOP_MONGO_URL", mongo_server.from_environment, mongo_server.programs, mongo_server.Mongo
+        ),
         "data": _data,
     }
     found = []

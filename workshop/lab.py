@@ -13,7 +13,7 @@ from pathlib import Path
 
 from workshop.servers import lifecycle
 from workshop.shop import seed
-from workshop.state import CHECKOUT, WorkshopError, is_root, state_dir
+from workshop.state import CHECKOUT, WorkshopError, alone, is_root, state_dir
 
 FIRST_NOTEBOOK = "notebooks/00-start-here.ipynb"
 SETTINGS = Path(__file__).resolve().parent / "lab_settings"  # no question about news over the first page
@@ -23,18 +23,30 @@ START_DEADLINE_S = 60.0
 def run(options: Sequence[str]) -> int:
     """Start the servers, seed them, and run JupyterLab with `options` until it ends or is interrupted.
 
-    The servers are stopped again if they were down before. Returns the command's exit code.
+    The servers are stopped in the end, unless `up` started them or another process uses them. Returns the command's
+    exit code.
     """
-    found, _ = lifecycle.find()
-    already_up = all(found.values())
     stopping = _Stopping()
     try:
-        seed.ensure(lifecycle.up())
+        servers = lifecycle.up(do_without=True)
+        for reason in servers.lacking.values():
+            print(f"workshop: {reason}. The lessons that do not need it work.", file=sys.stderr, flush=True)
+        seed.ensure(servers)
         return _jupyter(options, stopping)
     finally:
-        if not already_up:
+        _stop_servers()
+
+
+def _stop_servers() -> None:
+    if lifecycle.kept():
+        return
+    try:
+        with alone():
             lifecycle.down()
-            print("The servers are stopped.", flush=True)
+    except WorkshopError:
+        print("The servers stay: another process uses them.", flush=True)
+    else:
+        print("The servers are stopped.", flush=True)
 
 
 class _Stopping:

@@ -8,7 +8,7 @@
 The statement runs, with its real parameters, in a transaction that is rolled back. So the plan is the one for
 these parameters (PostgreSQL plans an EXPLAIN anew each time, whatever plan_cache_mode says), and writes leave
 nothing behind but used-up sequence numbers, dead rows and WAL. Times and costs are left out of the table;
-``execution_ms`` has the time.
+`execution_ms` has the time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Node:
     """One node of a plan. Counts are totals over all loops and parallel workers; None where the node has no
     such fact.
 
-    ``rows`` that the node gave to its parent. PostgreSQL reports averages per loop, so ``rows`` and the
-    removed rows of a node with many loops or workers are rounded. ``buffers`` are blocks of 8 kB found in or
-    read into shared buffers, children included. ``rows_removed`` by the filter, ``recheck_removed`` by
-    rechecking a bitmap's lossy pages or a lossy index, ``join_removed`` by a join's further condition.
-    ``condition`` joins whatever the node has besides index_cond and filter.
+    `rows` that the node gave to its parent. PostgreSQL reports averages per loop, so `rows` and the
+    removed rows of a node with many loops or workers are rounded. `buffers` are blocks of 8 kB found in or
+    read into shared buffers, children included. `rows_removed` by the filter, `recheck_removed` by
+    rechecking a bitmap's lossy pages or a lossy index, `join_removed` by a join's further condition.
+    `condition` joins whatever the node has besides index_cond and filter.
     """
 
     depth: int
@@ -56,7 +56,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        """As EXPLAIN writes it: ``Index Scan using customer_email on customer``."""
+        """As EXPLAIN writes it: `Index Scan using customer_email on customer`."""
         parts = [self.node_type]
         if self.index_name:
             parts.append(
@@ -68,20 +68,20 @@ class Node:
 
 
 class Plan:
-    """What EXPLAIN (ANALYZE, BUFFERS) found, made by :func:`explain`.
+    """What EXPLAIN (ANALYZE, BUFFERS) found, made by `explain`.
 
     node: type of the scan; several, in the plan's order, are joined by ", ". A bitmap scan counts as
         "Bitmap Heap Scan".
-    nodes: every node from the top down, as :class:`Node`.
+    nodes: every node from the top down, as `Node`.
     rows: that the statement returned, or wrote if it returns none.
     rows_removed: read and thrown away, over all nodes, by filters, rechecks and join conditions.
     buffers: blocks of 8 kB, found in or read into shared buffers.
-    index_names, index_cond: of the scans, in order; ``index_cond`` is None if no index narrowed the search.
+    index_names, index_cond: of the scans, in order; `index_cond` is None if no index narrowed the search.
     heap_fetches: rows that index-only scans had to look up in the table; None without an index-only scan.
     execution_ms: milliseconds, planning and sending not included.
     serialized_bytes: size of the result as sent to the client, in steps of 1,024 bytes.
     serialized_buffers: blocks read for that, mostly values stored out of line. Both are None unless asked for
-        by ``serialize=True`` on PostgreSQL 17 or newer.
+        by `serialize=True` on PostgreSQL 17 or newer.
     raw: EXPLAIN's own JSON.
     """
 
@@ -145,7 +145,7 @@ class Plan:
         }
 
     def table(self, *columns: str) -> Table:
-        """The nodes as a table; ``columns`` chooses among index_cond, filter, condition, rows, removed,
+        """The nodes as a table; `columns` chooses among index_cond, filter, condition, rows, removed,
         loops, buffers, heap_fetches, for instance to leave out buffers, which may differ by a few between
         versions of PostgreSQL. By default: every column in which some node has something to say.
         """
@@ -306,13 +306,13 @@ def explain(
 ) -> Plan:
     """Run a statement under EXPLAIN (ANALYZE, BUFFERS) and return its plan; what it writes is rolled back.
 
-    statement: Core or ORM statement, ``text()``, or SQL as a string. A string takes ``:name`` with a mapping,
-        or psycopg's own ``%s`` with a sequence and ``%(name)s`` with a mapping.
+    statement: Core or ORM statement, `text()`, or SQL as a string. A string takes `:name` with a mapping,
+        or psycopg's own `%s` with a sequence and `%(name)s` with a mapping.
     serialize: also turn the result into what would be sent, which reads values stored out of line (PostgreSQL
-        17 or newer; older servers leave ``serialized_bytes`` None, and the plan's note says so).
+        17 or newer; older servers leave `serialized_bytes` None, and the plan's note says so).
 
     A connection or session in a transaction is left in it: the statement runs inside a savepoint. On a
-    connection in which ``max_parallel_workers_per_gather`` is 0, the plan's text is the same on machines with
+    connection in which `max_parallel_workers_per_gather` is 0, the plan's text is the same on machines with
     more cores. Source of the facts: https://www.postgresql.org/docs/current/sql-explain.html
     """
     with _connection(bind, statement) as connection:

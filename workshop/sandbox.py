@@ -1,39 +1,41 @@
 """A lesson's own databases: copies of the seeded shop that go when the lesson's process does.
 
 A watcher process holds the reading end of a pipe whose writing end belongs to the lesson. When the lesson's kernel
-ends, however it ends, the pipe closes and the watcher drops what the lesson was given. Each sandbox is marked as the
-workbook's own, with the process that it belongs to; what is not so marked is never dropped.
+ends, however it ends, the pipe closes and the watcher drops what the lesson was given. Should the watcher have been
+killed too, the next lesson that opens on these servers does it: each sandbox has a lease (lease.py), and one that is
+marked as the workbook's own and whose lease nobody holds is dropped. Nothing else ever is.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import re
 import secrets
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
-import psutil
 import psycopg
 import redis
 from psycopg import sql
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 from sqlalchemy import URL, make_url
 
-from workshop.servers.postgres_server import dsn
+from workshop import lease
+from workshop.servers import mongo_server, redis_server
+from workshop.servers.postgres_server import connect, connect_common
 from workshop.servers.service import Servers
 from workshop.shop import DATABASE
-from workshop.state import WorkshopError, lock, state_dir
+from workshop.state import WorkshopError
 
 PREFIX = "workshop_sandbox_"
-REDIS_REGISTRY = "workshop:sandboxes"  # a hash in the URL's own database: database number -> owner
-OWNERS = "workshop_sandbox"  # a collection with one document, in each MongoDB sandbox
+OURS = re.compile(rf"{PREFIX}\w+_[0-9a-f]{{8}}")
+MARK = {"workshop": "sandbox"}
+COPY_DEADLINE_S = 60.0
 
 # It imports what it needs only at its end: while it waits it takes no more memory than Python itself.
 WATCHER = """
@@ -46,22 +48,6 @@ Sandbox(**json.loads(given)).drop()
 """
 
 
-def _owner() -> dict:
-    """Who a sandbox belongs to: this checkout's user (hashed), this process and its start time."""
-    home = hashlib.sha256(f"{socket.gethostname()}:{state_dir()}".encode()).hexdigest()[:12]
-    return {"home": home, "pid": os.getpid(), "created": psutil.Process().create_time()}
-
-
-def _abandoned(owner: dict) -> bool:
-    """Whether the sandbox is from this checkout and user, and its process is gone."""
-    if owner.get("home") != _owner()["home"]:
-        return False
-    try:
-        return abs(psutil.Process(owner["pid"]).create_time() - owner["created"]) > 1.0
-    except (KeyError, psutil.Error):
-        return True
-
-
 @dataclass
 class Sandbox:
     """Names of a lesson's databases; None where the lesson did not ask for that server."""
@@ -71,6 +57,10 @@ class Sandbox:
     redis_url: str | None = field(default=None, repr=False)
     name: str = ""
     redis_database: int | None = None
+
+    def __post_init__(self) -> None:
+        self._leases: list[lease.PostgresLease | lease.MongoLease | lease.RedisLease] = []
+        self._renewal: lease.Renewal | None = None
 
     @property
     def postgres(self) -> URL:
@@ -82,27 +72,40 @@ class Sandbox:
         """The sandbox's own Redis database."""
         return redis_database_url(self.redis_url, self.redis_database)
 
+    def hold(self, new: lease.PostgresLease | lease.MongoLease | lease.RedisLease) -> None:
+        """Keep a lease for as long as the sandbox is held."""
+        self._leases.append(new)
+        if self._renewal is None:
+            self._renewal = lease.Renewal(self._renew)
+
+    def _renew(self) -> None:
+        for held in list(self._leases):
+            with suppress(psycopg.Error, PyMongoError, redis.RedisError, OSError):
+                held.renew()
+
+    def release(self) -> None:
+        """Give the leases back; whoever comes by may then drop the sandbox."""
+        if self._renewal:
+            self._renewal.stop()
+            self._renewal = None
+        while self._leases:
+            self._leases.pop().close()
+
     def drop(self) -> None:
         """Drop all that this sandbox was given; a server that is gone has nothing to drop."""
         if self.postgres_url:
-            try:
+            with suppress(psycopg.Error):
                 drop_postgres(make_url(self.postgres_url), self.name)
-            except psycopg.Error:
-                pass
         if self.mongo_url:
-            try:
-                with MongoClient(self.mongo_url, serverSelectionTimeoutMS=3000) as client:
-                    client.drop_database(self.name)
-            except PyMongoError:
-                pass
+            with suppress(PyMongoError), mongo_server.connect(self.mongo_url) as client:
+                drop_mongo(client, self.name)
         if self.redis_url and self.redis_database is not None:
-            try:
-                _free_redis(self.redis_url, self.redis_database)
-            except redis.RedisError:
-                pass
+            with suppress(redis.RedisError):
+                lease.free_redis(self.redis_url, self.redis, self.redis_database)
+        self.release()
 
 
-def redis_database_url(url: str, database: int) -> str:
+def redis_database_url(url: str, database: int | None) -> str:
     """`url` with another database number."""
     base, _, query = url.partition("?")
     scheme, rest = base.split("://", 1)
@@ -111,40 +114,45 @@ def redis_database_url(url: str, database: int) -> str:
 
 def drop_postgres(admin: URL, name: str) -> None:
     """Drop a database with its connections, and what pg_stat_statements remembers of it."""
-    with psycopg.connect(dsn(admin), autocommit=True) as connection:
-        try:
+    with connect(admin) as connection:
+        with suppress(psycopg.Error):  # not loaded, or not allowed, on somebody's own server
             forget = "SELECT pg_stat_statements_reset(0, oid, 0) FROM pg_database WHERE datname = %s"
             connection.execute(forget, [name])
-        except psycopg.Error:
-            pass  # not loaded on somebody's own server
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def _free_redis(url: str, database: int) -> None:
-    with redis.Redis.from_url(redis_database_url(url, database), socket_timeout=5) as client:
-        client.flushdb()
-    with redis.Redis.from_url(url, socket_timeout=5) as client:
-        client.hdel(REDIS_REGISTRY, database)
+def drop_mongo(client: MongoClient, name: str) -> None:
+    """Drop a database; collection by collection where the user may only read and write."""
+    try:
+        client.drop_database(name)
+    except OperationFailure:
+        # The mark goes last: what is left of an interrupted drop is still known as the workbook's.
+        for collection in sorted(client[name].list_collection_names(), key=lambda each: each == lease.OWNER):
+            client[name].drop_collection(collection)
 
 
 def create(servers: Servers, label: str, wanted: Sequence[str]) -> Sandbox:
-    """Copies of the shop for this process on the `wanted` servers, of "postgres", "mongo" and "redis".
+    """Copies of the shop on the `wanted` servers, of "postgres", "mongo" and "redis", held until `release` or `drop`.
 
-    What dead processes left behind is dropped first.
+    What was left behind without a lease is dropped first. Raises WorkshopError when a copy cannot be had.
     """
-    reap(servers)
-    name = f"{PREFIX}{label}_{secrets.token_hex(4)}"
-    sandbox = Sandbox(name=name)
+    reap(servers, wanted)
+    sandbox = Sandbox(name=f"{PREFIX}{label}_{secrets.token_hex(4)}")
     try:
         if "postgres" in wanted:
             sandbox.postgres_url = servers.postgres.render_as_string(hide_password=False)
-            _clone_postgres(servers.postgres, name)
+            sandbox.hold(lease.PostgresLease(servers.postgres, sandbox.name))
+            _clone_postgres(servers.postgres, sandbox.name)
         if "mongo" in wanted:
             sandbox.mongo_url = servers.mongo
-            _clone_mongo(servers.mongo, name)
+            sandbox.hold(lease.MongoLease(servers.mongo, sandbox.name))
+            with mongo_server.connect(servers.mongo) as client:
+                client[DATABASE].profiles.aggregate([{"$out": {"db": sandbox.name, "coll": "profiles"}}])
         if "redis" in wanted:
             sandbox.redis_url = servers.redis
-            sandbox.redis_database = _claim_redis(servers.redis)
+            claimed = _claim_redis(servers.redis)
+            sandbox.redis_database = claimed.number
+            sandbox.hold(claimed)
     except BaseException:
         sandbox.drop()
         raise
@@ -152,78 +160,92 @@ def create(servers: Servers, label: str, wanted: Sequence[str]) -> Sandbox:
 
 
 def _clone_postgres(admin: URL, name: str) -> None:
-    comment = json.dumps({"workshop": "sandbox", **_owner()})
-    # Two sessions cannot copy one template at the same time; the lock makes them take turns.
-    with lock("clone.lock"), psycopg.connect(dsn(admin), autocommit=True) as connection:
-        statement = "CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY"
-        target = sql.Identifier(name)
-        for attempt in range(20):
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+    with connect(admin) as connection:
+        give_up = time.monotonic() + COPY_DEADLINE_S
+        while True:
             try:
-                connection.execute(sql.SQL(statement).format(target, sql.Identifier(DATABASE)))
+                connection.execute(statement.format(sql.Identifier(name), sql.Identifier(DATABASE)))
                 break
-            except psycopg.errors.ObjectInUse:
-                if attempt == 19:
+            except (psycopg.errors.ObjectInUse, psycopg.errors.InvalidCatalogName) as error:
+                # Somebody is connected to the template, or seeds it anew and swaps the two at this moment.
+                if time.monotonic() > give_up:
                     raise WorkshopError(
-                        f"the database {DATABASE} cannot be copied while somebody is connected to it: "
-                        "close that connection and run the cell again"
+                        f"the database {DATABASE} cannot be copied ({error.diag.message_primary}): "
+                        "close the connections to it and run the cell again"
                     ) from None
-                time.sleep(0.5)  # another checkout on the same server is copying it
-        connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(target, sql.Literal(comment)))
+                time.sleep(0.5)
+        mark = sql.SQL("COMMENT ON DATABASE {} IS {}")
+        connection.execute(mark.format(sql.Identifier(name), sql.Literal(json.dumps(MARK))))
 
 
-def _clone_mongo(url: str, name: str) -> None:
-    with MongoClient(url, serverSelectionTimeoutMS=5000) as client:
-        client[name][OWNERS].insert_one({"_id": "owner", **_owner()})
-        client[DATABASE].profiles.aggregate([{"$out": {"db": name, "coll": "profiles"}}])
-
-
-def _claim_redis(url: str) -> int:
-    """The number of an empty database that is ours from now on."""
-    owner = json.dumps(_owner())
-    with redis.Redis.from_url(url, socket_timeout=5, decode_responses=True) as client:
-        count = int(client.config_get("databases").get("databases", 16))
-        home = client.connection_pool.connection_kwargs.get("db", 0)
-        for number in range(count):
-            if number == home:
-                continue
-            with redis.Redis.from_url(redis_database_url(url, number), socket_timeout=5) as candidate:
-                if candidate.dbsize() == 0 and client.hsetnx(REDIS_REGISTRY, number, owner):
-                    return number
+def _claim_redis(url: str) -> lease.RedisLease:
+    """The lease of an empty database that is ours from now on; the URL's own only where a server has no other."""
+    with redis_server.connect(url, decode_responses=True) as client:
+        home = int(client.connection_pool.connection_kwargs.get("db") or 0)
+        taken = lease.redis_leases(client)
+    for number in _redis_databases(url, home):
+        if number in taken:
+            continue
+        with redis_server.connect(redis_database_url(url, number), decode_responses=True) as candidate:
+            empty = all(key == lease.REGISTRY for key in candidate.scan_iter(count=1000))
+        if empty:
+            claimed = lease.RedisLease(url, number)
+            if claimed.taken:
+                return claimed
+            claimed.close()
     raise WorkshopError(
-        f"none of the {count} Redis databases is empty and free: "
-        "shut down other lessons' kernels, then run the cell again"
+        "no Redis database is empty and free: shut down other lessons' kernels, or name a Redis with more databases in "
+        "WORKSHOP_REDIS_URL, then run the cell again"
     )
 
 
-def reap(servers: Servers) -> list[str]:
-    """Drop the sandboxes whose process is gone, for instance after a power cut; their names."""
+def _redis_databases(url: str, home: int) -> list[int]:
+    """The databases of the server, without CONFIG, which users may seldom run: all but `home`, or that alone."""
+    numbers = []
+    with redis_server.connect(url, single_connection_client=True) as client:
+        for number in range(1024):
+            try:
+                client.execute_command("SELECT", number)
+            except redis.ResponseError:
+                break
+            numbers.append(number)
+        client.execute_command("SELECT", home)
+    return [number for number in numbers if number != home] or [home]
+
+
+def _postgres_sandboxes(connection: psycopg.Connection) -> list[tuple[str, str | None]]:
+    rows = connection.execute(
+        "SELECT datname, shobj_description(oid, 'pg_database') FROM pg_database"
+        " WHERE pg_has_role(datdba, 'USAGE') AND datname LIKE %s",
+        [PREFIX.replace("_", r"\_") + "%"],
+    ).fetchall()
+    # Without a comment: its maker was killed between CREATE and COMMENT.
+    return [(name, mark) for name, mark in rows if OURS.fullmatch(name) and mark in (None, json.dumps(MARK))]
+
+
+def reap(servers: Servers, wanted: Sequence[str] = ("postgres", "mongo", "redis")) -> list[str]:
+    """Drop the sandboxes on the `wanted` servers whose lease nobody holds; their names."""
     dropped = []
-    with psycopg.connect(dsn(servers.postgres), autocommit=True) as connection:
-        rows = connection.execute(
-            "SELECT datname, shobj_description(oid, 'pg_database') FROM pg_database WHERE datname LIKE %s",
-            [PREFIX.replace("_", r"\_") + "%"],
-        ).fetchall()
-    for name, comment in rows:
-        try:
-            owner = json.loads(comment or "null")
-        except ValueError:
-            owner = None
-        if isinstance(owner, dict) and owner.get("workshop") == "sandbox" and _abandoned(owner):
-            drop_postgres(servers.postgres, name)
-            dropped.append(name)
-    with MongoClient(servers.mongo, serverSelectionTimeoutMS=5000) as client:
-        for name in client.list_database_names():
-            if not name.startswith(PREFIX):
-                continue
-            owner = client[name][OWNERS].find_one({"_id": "owner"})
-            if owner and _abandoned(owner):
-                client.drop_database(name)
-                dropped.append(name)
-    with redis.Redis.from_url(servers.redis, socket_timeout=5, decode_responses=True) as client:
-        for number, owner in client.hgetall(REDIS_REGISTRY).items():
-            if _abandoned(json.loads(owner)):
-                _free_redis(servers.redis, int(number))
-                dropped.append(f"redis database {number}")
+    if "postgres" in wanted and "postgres" in servers:
+        with connect_common(servers.postgres) as connection:
+            held = lease.postgres_leases(connection)
+            for name, _ in _postgres_sandboxes(connection):
+                if lease.take_abandoned(connection, name, held):
+                    drop_postgres(servers.postgres, name)
+                    dropped.append(name)
+    if "mongo" in wanted and "mongo" in servers:
+        with mongo_server.connect(servers.mongo) as client:
+            for name in client.list_database_names():
+                if OURS.fullmatch(name) and not lease.mongo_lease_holds(client, name):
+                    drop_mongo(client, name)
+                    dropped.append(name)
+    if "redis" in wanted and "redis" in servers:
+        with redis_server.connect(servers.redis, decode_responses=True) as client:
+            abandoned = [number for number, held in lease.redis_leases(client).items() if not held]
+        for number in abandoned:
+            lease.free_redis(servers.redis, redis_database_url(servers.redis, number), number)
+            dropped.append(f"redis database {number}")
     return dropped
 
 

@@ -18,7 +18,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+import psutil
 from dotenv import dotenv_values
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -60,12 +62,13 @@ def state_dir() -> Path:
         folder = Path("/var/tmp") / f"workshop-{os.geteuid()}-{digest}"
     try:
         folder.mkdir(mode=0o700, parents=bool(chosen), exist_ok=True)
-        mode = 0o711 if is_root() else 0o700
-        if folder.stat().st_uid != os.geteuid():
+        found = folder.lstat()  # in a folder that all may write, a link could lead to somebody else's files
+        if (not stat.S_ISDIR(found.st_mode) and not chosen) or folder.stat().st_uid != os.geteuid():
             raise WorkshopError(
-                f"the state folder {folder} belongs to another user: "
+                f"the state folder {folder} is a link or belongs to another user: "
                 "set WORKSHOP_STATE to a folder of your own and run again"
             )
+        mode = 0o711 if is_root() else 0o700
         if stat.S_IMODE(folder.stat().st_mode) != mode:
             folder.chmod(mode)
     except OSError as error:
@@ -148,3 +151,49 @@ def lock(name: str = "lock", deadline_s: float = 180.0) -> Iterator[None]:
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+_in_use: IO[str] | None = None  # open as long as this process lives
+
+
+def use() -> None:
+    """From now until this process ends, it counts as one that uses the servers."""
+    global _in_use
+    path = state_dir() / "users"
+    if _in_use is None or _in_use.closed or Path(_in_use.name) != path:
+        _in_use = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        fcntl.flock(_in_use, fcntl.LOCK_SH)
+
+
+def leave() -> None:
+    """This process does not use the servers any more."""
+    if _in_use is not None:
+        _in_use.close()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A block in which nobody else uses the servers; WorkshopError, with the process ids, while somebody does."""
+    leave()
+    path = state_dir() / "users"
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            others = ", ".join(str(pid) for pid in _holders(path)) or "of another user"
+            raise WorkshopError(
+                f"other processes use the servers (process id {others}): "
+                "shut down their notebooks' kernels or end them, then run the command again"
+            ) from None
+        yield
+
+
+def _holders(path: Path) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and any(file.path == str(path) for file in process.open_files()):
+                found.append(process.pid)
+        except psutil.Error:
+            pass
+    return sorted(found)

@@ -7,8 +7,9 @@ The method, and where each rule comes from:
 * pairs in ABBA order, so that a drift of the machine falls on both arms alike (tango, Google Benchmark's
   random interleaving), and their number fixed beforehand, so that nobody stops when the result looks good;
 * garbage collection off for all arms (timeit);
-* medians, and a bootstrap interval of the ratio from the pairwise log-ratios (benchstat's "~" for "no
-  difference shown").
+* medians, and a bootstrap interval of the ratio from the pairwise log-ratios (benchstat's "~" for "no difference
+  shown");
+* the noise from the same run: each ABBA quadruple runs both arms twice, and that compares identical code with itself.
 """
 
 from __future__ import annotations
@@ -19,18 +20,15 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from workshop.progress import track
-
-if TYPE_CHECKING:
-    pass
 from workshop.measure.answers import check_answers, same, short
-from workshop.measure.result import ARMS, Comparison, interval_of, verdict_of
+from workshop.measure.result import ARMS, Comparison, interval_of, noise_of, verdict_of
+from workshop.progress import bar
 from workshop.table import seconds
 
 WARM_UPS = 2
@@ -89,13 +87,7 @@ def _choose_batch(work: Work, once_ns: int, clock: Callable[[], int]) -> tuple[i
 
 
 def _check_arguments(
-    work: dict[str, Work],
-    labels: Sequence[str],
-    units: int,
-    pairs: int,
-    budget_s: float,
-    noise_floor: float,
-    **more: Any,
+    work: dict[str, Work], labels: Sequence[str], units: int, pairs: int, budget_s: float, **more: Any
 ) -> None:
     for arm, function in {**work, **{k: f for k, f in more.items() if f is not None}}.items():
         if not callable(function):
@@ -115,16 +107,16 @@ def _check_arguments(
             raise ValueError(f"{name} must be a whole number, found {short(value)}.") from None
         if whole < least:
             raise ValueError(f"{name} must be at least {least}, found {value}.")
+    if pairs % 2:
+        raise ValueError(f"pairs must be even, found {pairs}: ABBA needs as many AB as BA.")
     if not (isinstance(budget_s, (int, float)) and budget_s > 0):
         raise ValueError(f"budget_s must be a number of seconds above 0, found {short(budget_s)}.")
-    if not (isinstance(noise_floor, (int, float)) and 1 <= noise_floor < math.inf):
-        raise ValueError(f"noise_floor must be a ratio of at least 1, found {short(noise_floor)}.")
 
 
 def compare(
     before: Work,
     after: Work,
-    floor: Work | None = None,
+    lower_bound: Work | None = None,
     *,
     name: str = "",
     labels: Sequence[str] = ARMS,
@@ -134,31 +126,29 @@ def compare(
     budget_s: float = 8.0,
     equal: Callable[[Any, Any], Any] | None = None,
     prepare: Work | None = None,
-    noise_floor: float = 1.0,
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Comparison:
-    """Measure `before` against `after` (and a `floor` that nothing can go below) and return a `Comparison`.
+    """Measure `before` against `after`, and a `lower_bound` that this work cannot go below; returns a `Comparison`.
 
-    before, after, floor: functions without arguments. before and after must return the same answer; return
-        what was fetched (plain values, not ORM objects), for two times None is equal and proves nothing.
-        The floor's answer is free.
+    before, after, lower_bound: functions without arguments. before and after must return the same answer; return what
+        was fetched (plain values, not ORM objects), for two times None is equal and proves nothing. The lower bound's
+        answer is free.
     unit, units: what one call does, and how many: unit="query", units=200 gives seconds per query.
-    pairs: pairs of samples, fixed before the first is taken: as many as fit in `budget_s` seconds, at least
+    pairs: pairs of samples, even, and fixed before the first is taken: as many as fit in `budget_s` seconds, at least
         6. The budget covers the pairs, not the check of the answers and the warm-ups (3 calls per arm).
-    equal: own test of the two answers, called with both; default `==`, aware of numpy, pandas and NaN.
-    prepare: runs untimed before every sample, such as emptying the table that is written; a sample is then
-        one call.
-    noise_floor: the ratio that identical code shows here, from `noise_floor()`.
+    equal: own test of the two answers, called with both; default `answers.same`, aware of numpy, pandas and NaN.
+    prepare: runs untimed before every sample, such as emptying the table that is written; a sample is then one call.
     seed: of the bootstrap. clock: returns nanoseconds; only tests need another one.
 
-    The verdict is "faster" (or "slower") only when the whole 95 % interval of the ratio before/after lies
-    beyond max(1.1, noise_floor), else "~".
+    The verdict is "faster" (or "slower") when the whole 95 % interval of the ratio before/after lies beyond 1.1 and the
+    noise of this run, "slightly faster" when beyond the noise only, else "~". The interval is of this run of this
+    session: another session may differ by more.
 
     Raises DifferentAnswers (a ValueError) if the answers differ, ValueError for an argument out of range.
     """
-    work = {"before": before, "after": after} | ({} if floor is None else {"floor": floor})
-    _check_arguments(work, labels, units, pairs, budget_s, noise_floor, equal=equal, prepare=prepare)
+    work = {"before": before, "after": after} | ({} if lower_bound is None else {"lower_bound": lower_bound})
+    _check_arguments(work, labels, units, pairs, budget_s, equal=equal, prepare=prepare)
 
     answers = []
     for arm in ("before", "after"):
@@ -168,6 +158,37 @@ def compare(
     check_answers(*answers, equal or same)
     del answers  # a large answer must not weigh on the memory of what is measured
 
+    taken, batch = _take_samples(work, prepare, pairs, budget_s, clock, name or "measuring")
+    samples = {arm: [ns / 1e9 / batch[arm] / units for ns in values] for arm, values in taken.items()}
+    logs = {arm: np.log(values) for arm, values in samples.items()}
+    ratio, low, high = interval_of(logs["before"] - logs["after"], seed)
+    noise = noise_of(samples, seed)
+    to_lower_bound = interval_of(logs["after"] - logs["lower_bound"], seed) if lower_bound else None
+    return Comparison(
+        name=name,
+        labels=tuple(labels),
+        unit=unit,
+        units=int(units),
+        samples=samples,
+        batch=batch,
+        ratio=ratio,
+        interval=(low, high),
+        verdict=verdict_of(low, high, noise),
+        noise=noise,
+        to_lower_bound=to_lower_bound and to_lower_bound[0],
+        to_lower_bound_interval=to_lower_bound and to_lower_bound[1:],
+    )
+
+
+def _take_samples(
+    work: dict[str, Work],
+    prepare: Work | None,
+    pairs: int,
+    budget_s: float,
+    clock: Callable[[], int],
+    label: str,
+) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """The nanoseconds of each sample per arm, in ABBA order, and the calls in one sample."""
     with _no_garbage_collection():
         batch: dict[str, int] = {}
         round_ns = 0
@@ -182,63 +203,12 @@ def compare(
             round_ns += whole
 
         fitting = int(budget_s * 1e9 / max(round_ns, 1))
-        count = max(MIN_PAIRS, min(pairs, fitting - fitting % 2))  # even: as often A first as B first
-
+        count = max(MIN_PAIRS, min(pairs, fitting - fitting % 2))
         taken: dict[str, list[int]] = {arm: [] for arm in work}
-        # closing(): the bar goes at once when a sample raises, while the traceback still holds this frame.
-        with closing(track(range(count), name or "measuring", count)) as rounds:
-            for i in rounds:
+        with bar(label, count) as shown:
+            for i in range(count):
                 for arm in work if i % 2 == 0 else reversed(work):
                     taken[arm].append(_sample(work[arm], batch[arm], prepare, clock))
                 gc.collect()
-
-    samples = {arm: [ns / 1e9 / batch[arm] / units for ns in values] for arm, values in taken.items()}
-    log_ratios = np.log(samples["before"]) - np.log(samples["after"])
-    ratio, low, high = interval_of(log_ratios, seed)
-    median = {arm: float(np.median(values)) for arm, values in samples.items()}
-    to_floor = None
-    if floor is not None:
-        to_floor = float(np.exp(np.median(np.log(samples["after"]) - np.log(samples["floor"]))))
-    return Comparison(
-        name=name,
-        labels=tuple(labels),
-        unit=unit,
-        units=int(units),
-        samples=samples,
-        batch=batch,
-        ratio=ratio,
-        interval=(low, high),
-        verdict=verdict_of(low, high, noise_floor),
-        noise_floor=float(noise_floor),
-        before_s=median["before"],
-        after_s=median["after"],
-        floor_s=median.get("floor"),
-        to_floor=to_floor,
-    )
-
-
-def noise_floor(
-    work: Work,
-    *,
-    pairs: int = 20,
-    budget_s: float = 2.0,
-    seed: int = 0,
-    clock: Callable[[], int] = time.perf_counter_ns,
-) -> float:
-    """Return the ratio that identical code shows on this machine now: an A/A control, at least 1.
-
-    `work` is compared with itself; the result is the farther end of the 95 % interval, max(high, 1/low).
-    Answers are not compared, since `work` may well return something new each time.
-    """
-    control = compare(
-        work,
-        work,
-        name="noise floor",
-        pairs=pairs,
-        budget_s=budget_s,
-        equal=lambda a, b: True,
-        seed=seed,
-        clock=clock,
-    )
-    low, high = control.interval
-    return max(1.0, high, 1 / low)
+                shown.update()
+    return taken, batch

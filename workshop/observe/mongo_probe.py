@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -58,7 +58,7 @@ class _Commands(monitoring.CommandListener):
 
 _commands = _Commands()
 _registered = False
-_profiling: Counter[tuple[Any, str]] = Counter()
+_profiling: dict[tuple[Any, str], list[Any]] = {}  # (server, database): [blocks that are open, settings before]
 _profiling_lock = threading.RLock()
 
 
@@ -106,7 +106,7 @@ class MongoProbe:
     def _start_profiler(self, key: tuple, stack: ExitStack) -> str | None:
         """Switch the profiler on and leave on the stack how to undo it; or return why it may not be used."""
         with _profiling_lock:
-            if not _profiling[key]:
+            if key not in _profiling:
                 try:
                     old = self._run("profile", -1)
                     info = self.database.list_collections(filter={"name": "system.profile"}, comment=_COMMENT)
@@ -121,21 +121,26 @@ class MongoProbe:
                         self._run("drop", "system.profile")
                         old["was"] = 0
                     self._run("create", "system.profile", capped=True, size=_PROFILE_BYTES, max=_PROFILE_DOCUMENTS)
+                    _profiling[key] = [0, old]
+                    # every operation must be recorded, whatever threshold or sampling is set
+                    self._run("profile", 2, sampleRate=1.0, **({"filter": "unset"} if "filter" in old else {}))
                 except OperationFailure as error:
-                    return f"the profiler may not be used here ({error.details.get('codeName', 'refused')})"
-                stack.callback(self._stop_profiler, key, old)
-                # every operation must be recorded, whatever threshold or sampling is set
-                self._run("profile", 2, sampleRate=1.0, **({"filter": "unset"} if "filter" in old else {}))
-            else:
-                stack.callback(self._stop_profiler, key, None)
-            _profiling[key] += 1
+                    _profiling.pop(key, None)
+                    return (
+                        f"this MongoDB user may not use the profiler ({error.details.get('codeName', 'refused')});"
+                        f' an administrator runs db.grantRolesToUser(name, [{{role: "dbAdmin", db: "{key[1]}"}}])'
+                    )
+            _profiling[key][0] += 1
+            stack.callback(self._stop_profiler, key)
             return None
 
-    def _stop_profiler(self, key: tuple, old: Mapping[str, Any] | None) -> None:
+    def _stop_profiler(self, key: tuple) -> None:
+        """Put the profiler back as it was, when the last of the blocks that overlap has ended."""
         with _profiling_lock, pymongo.timeout(DEADLINE):
-            _profiling[key] = max(0, _profiling[key] - 1)
-            if old is None:
+            _profiling[key][0] -= 1
+            if _profiling[key][0]:
                 return
+            _, old = _profiling.pop(key)
             try:
                 self._run("profile", 0)
                 self._run("drop", "system.profile")
@@ -158,10 +163,9 @@ class MongoProbe:
         return int(found[0]["n"]) if found else 0
 
     def _fill(self, seen: Observation, calls: Counter[str], first: int, refused: str | None) -> None:
-        seen._counts["mongo_commands"] = sum(calls.values())
-        seen._commands += [("MongoDB", name, n) for name, n in calls.items()]
+        seen.count("MongoDB", calls, mongo_commands=sum(calls.values()))
         if refused:
-            seen._absent(["documents_examined", "keys_examined"], refused)
+            seen.absent(["documents_examined", "keys_examined"], refused)
             return
         entries = self._profiled_so_far()
         sums = self._profiled(
@@ -172,15 +176,15 @@ class MongoProbe:
         size = next(iter(storage))["storageStats"]["size"]
         # near its limit the capped collection drops its oldest entries, and the sums would be too low
         if size > _PROFILE_BYTES * 0.95 or entries < first:
-            seen._absent(
+            seen.absent(
                 ["documents_examined", "keys_examined"],
                 f"the block ran more operations than a profile of {_PROFILE_BYTES >> 20} MB holds; run fewer",
             )
         else:
-            seen._counts["documents_examined"] = int(sums[0]["docs"]) if sums else 0
-            seen._counts["keys_examined"] = int(sums[0]["keys"]) if sums else 0
+            found = sums[0] if sums else {"docs": 0, "keys": 0}
+            seen.count("MongoDB", {}, documents_examined=int(found["docs"]), keys_examined=int(found["keys"]))
         if entries > first and not calls:
-            seen._absent(
+            seen.absent(
                 ["mongo_commands"],
                 "the MongoClient was created before the observer, or in another process; create it after",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from workshop.table import Table, shorten
@@ -52,7 +52,7 @@ PLURAL = {
 
 
 def quantity(name: str, count: int) -> str:
-    """A counter's value in words: ``1 statement``, ``2,000 MongoDB commands``."""
+    """A counter's value in words: "1 statement", "2,000 MongoDB commands"."""
     words = PLURAL.get(name, name)
     if count == 1:
         words = SINGULAR.get(name, words.removesuffix("s"))
@@ -63,16 +63,39 @@ class ObserveError(RuntimeError):
     """A counter could not be read, or what was read cannot be trusted."""
 
 
-class NotCounted(AttributeError, KeyError):
-    """A counter that this observation does not hold; the message says why."""
+class NotCounted(float):
+    """In the place of a count that could not be taken; `reason` says why, and what an administrator would run.
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+    It prints as "not counted" in any format, stays what it is under arithmetic, and every comparison with it is false:
+    so code that shows counts goes on where one is missing. As a float it is NaN.
+    """
+
+    reason: str
+
+    def __new__(cls, reason: str) -> NotCounted:
+        value = super().__new__(cls, "nan")
+        value.reason = reason
+        return value
+
+    def __repr__(self) -> str:
+        return "not counted"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return "not counted"
+
+    def _itself(self, *_: object) -> NotCounted:
+        return self
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _itself
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _itself
+    __neg__ = __abs__ = __round__ = _itself
 
 
 @dataclass(frozen=True)
 class StatementCount:
-    """One normalised statement: ``kind`` is statement, transaction control, driver or set-up."""
+    """One normalised statement: `kind` is statement, transaction control, driver or set-up."""
 
     kind: str
     text: str
@@ -83,7 +106,7 @@ class StatementCount:
 
 
 class Observation:
-    """The counters of one ``watch()`` block, each as an attribute and by ``seen["name"]``; filled when the
+    """The counters of one `watch()` block, each as an attribute and by `seen["name"]`; filled when the
     block ends.
 
     statements, rows (returned or written by them), commits, rollbacks, transactions (both together),
@@ -92,9 +115,9 @@ class Observation:
     redis_commands, redis_hits, redis_misses (of key look-ups)
     mongo_commands, documents_examined, keys_examined
 
-    A counter that was not observed raises :class:`NotCounted`, both an AttributeError and a KeyError, which
-    says why. The table shows the counters that are not zero, and those asked for by ``watch("blocks")`` or
-    ``seen.show("blocks", "statements")``. blocks, wal_bytes and transactions appear only when asked for.
+    A counter that could not be taken is a `NotCounted`, and the table's notes say why. The table shows the counters
+    that are not zero, and those asked for by `watch("blocks")` or `seen.show("blocks", "statements")`; blocks,
+    wal_bytes and transactions only when asked for.
     """
 
     def __init__(self, asked: Iterable[str] = ()) -> None:
@@ -107,27 +130,29 @@ class Observation:
         self._counts: dict[str, int] = {}
         self._missing: dict[str, str] = {}
         self._notes: list[str] = []
-        self._statements: list[StatementCount] = []
+        self.statement_counts: list[StatementCount] = []
         self._commands: list[tuple[str, str, int]] = []
-        self.statements_by_server: dict[str, int] = {}
+        self.statements_by_server: dict[str, int | NotCounted] = {}
         """Statements on "primary", "replica 1", "replica 2", ... in the order of the URLs."""
         self.open_transaction = False
         """Whether the statement counts may be one off, because a transaction was open at the start or the end
         of the block."""
 
-    def __getattr__(self, name: str) -> int:
+    def __getattr__(self, name: str) -> int | NotCounted:
         if name not in COUNTERS:
             raise AttributeError(f"{type(self).__name__} has no counter {name!r}; it has {', '.join(COUNTERS)}")
+        if not self._done:
+            raise AttributeError(f"{name} is not counted yet: read it after the with block has ended")
         return self[name]
 
-    def __getitem__(self, name: str) -> int:
+    def __getitem__(self, name: str) -> int | NotCounted:
         if name in self._counts:
             return self._counts[name]
         if name not in COUNTERS:
-            raise NotCounted(f"expected a counter among {', '.join(COUNTERS)}; found {name!r}")
+            raise KeyError(f"expected a counter among {', '.join(COUNTERS)}; found {name!r}")
         if not self._done:
-            raise NotCounted(f"{name} is not counted yet: read it after the with block has ended")
-        raise NotCounted(f"{name} was not counted: {self._missing.get(name, 'no reason is known')}")
+            raise KeyError(f"{name} is not counted yet: read it after the with block has ended")
+        return NotCounted(self._missing.get(name, "this observation did not ask its server"))
 
     def __contains__(self, name: object) -> bool:
         return name in self._counts
@@ -154,11 +179,12 @@ class Observation:
         return view
 
     def by_statement(self, *, control: bool = True) -> Table:
-        """PostgreSQL statements with calls and rows, most frequent first; ``control``: BEGIN too."""
-        self["statements"]
+        """PostgreSQL statements with calls and rows, most frequent first; `control`: BEGIN too."""
+        if isinstance(self["statements"], NotCounted):
+            return Table((), (), [f"statements not counted: {self['statements'].reason}"], "no statement was counted")
         rows = [
             (s.kind, s.calls, s.rows, shorten(s.text))
-            for s in sorted(self._statements, key=lambda s: (s.kind != "statement", -s.calls, shorten(s.text)))
+            for s in sorted(self.statement_counts, key=lambda s: (s.kind != "statement", -s.calls, shorten(s.text)))
             if control or s.kind == "statement"
         ]
         return Table(("kind", "calls", "rows", "statement"), rows, empty="no statement was counted")
@@ -177,7 +203,7 @@ class Observation:
             names = [
                 name for name, count in self.counts.items() if name in self._asked or (count and name not in ON_REQUEST)
             ]
-        rows = [(name, self._counts[name], COUNTERS[name]) for name in names]
+        rows = [(name, self[name], COUNTERS[name]) for name in names]
         notes = [
             *self._notes,
             *(f"{n} was not counted: {self._missing[n]}" for n in self._asked if n in self._missing),
@@ -190,14 +216,23 @@ class Observation:
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
 
-    def _absent(self, names: Iterable[str], reason: str, *, note: bool = True) -> None:
+    def count(self, server: str, commands: Mapping[str, int], **counts: int) -> None:
+        """Record a probe's counts, and its server's `commands` for `by_command()`."""
+        self._counts.update(counts)
+        self._commands += [(server, name, n) for name, n in commands.items() if n]
+
+    def done(self) -> None:
+        """The block has ended: the counts may be read."""
+        self._done = True
+
+    def absent(self, names: Iterable[str], reason: str, *, note: bool = True) -> None:
         for name in names:
             self._counts.pop(name, None)
             self._missing[name] = reason
         if note:
-            self._note(f"{', '.join(names)} not counted: {reason}")
+            self.note(f"{', '.join(names)} not counted: {reason}")
 
-    def _note(self, sentence: str) -> None:
+    def note(self, sentence: str) -> None:
         if sentence not in self._notes:
             self._notes.append(sentence)
 

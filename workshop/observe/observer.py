@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-import redis as redis_driver
 from pymongo.database import Database
+from redis import Redis
 from sqlalchemy import URL
 
 from workshop.observe.mongo_probe import MongoProbe
@@ -21,11 +20,11 @@ class Observer:
 
     postgres: URL of any database of the server to watch, by a role that may read all statistics (superuser,
         or a member of pg_read_all_stats). The counters are read from that database, or from "postgres" if it
-        is the watched one; it needs the extension pg_stat_statements, else only ``connections`` is counted.
+        is the watched one; it needs the extension pg_stat_statements, else only `connections` is counted.
     database: name of the watched database; by default the URL's.
     mongo: the watched database; create the observer before the clients whose commands shall be counted.
     redis: any client of the watched server.
-    replicas: URLs of streaming replicas, for ``seen.statements_by_server``.
+    replicas: URLs of streaming replicas, for `seen.statements_by_server`.
 
     A server that is None is not watched. Errors: :class:`ObserveError`, in one sentence, if a server does not
     answer within DEADLINE seconds, or if counters were reset during the block. An error of the block itself
@@ -37,7 +36,7 @@ class Observer:
         postgres: URL | None,
         database: str | None = None,
         mongo: Database | None = None,
-        redis: redis_driver.Redis | None = None,
+        redis: Redis | None = None,
         replicas: Sequence[URL] = (),
     ) -> None:
         self._probes: list[PostgresProbe | RedisProbe | MongoProbe] = []
@@ -61,21 +60,21 @@ class Observer:
 
     @contextmanager
     def watch(self, *show: str) -> Iterator[Observation]:
-        """Count what happens in the block; ``show`` names counters that the table shows even if zero (see
+        """Count what happens in the block; `show` names counters that the table shows even if zero (see
         COUNTERS)."""
         seen = Observation(show)
         for name in self._unwatched:
-            seen._absent([name], f"this observer does not watch {COUNTERS[name]}", note=False)
+            seen.absent([name], f"this observer does not watch {COUNTERS[name]}", note=False)
         failure: BaseException | None = None
+        problems: list[ObserveError] = []
         with ExitStack() as stack:
             for probe in self._probes:
-                stack.enter_context(self._guarded(probe, seen))
+                stack.enter_context(_collecting(problems, probe.watch(seen)))
             try:
                 yield seen
             except BaseException as error:
                 failure = error
-        seen._done = True
-        problems = seen.__dict__.pop("_problems", [])
+        seen.done()
         if failure is not None:
             for problem in problems:
                 failure.add_note(str(problem))
@@ -83,16 +82,16 @@ class Observer:
         if problems:
             raise problems[0]
 
-    @contextmanager
-    def _guarded(self, probe: Any, seen: Observation) -> Iterator[None]:
-        """Collect a probe's error at the end of the block, so that the other probes are read and cleaned up
-        all the same."""
-        started = False
-        try:
-            with probe.watch(seen):
-                started = True
-                yield
-        except ObserveError as problem:
-            if not started:
-                raise
-            seen.__dict__.setdefault("_problems", []).append(problem)
+
+@contextmanager
+def _collecting(problems: list[ObserveError], watch: AbstractContextManager[None]) -> Iterator[None]:
+    """Put aside a probe's error at the end of the block, so that the other probes are read and cleaned up too."""
+    started = False
+    try:
+        with watch:
+            started = True
+            yield
+    except ObserveError as problem:
+        if not started:
+            raise
+        problems.append(problem)

@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import psycopg
-from sqlalchemy import URL
+from sqlalchemy import URL, event
+from sqlalchemy.pool import Pool
 
-from workshop.observe.observation import DEADLINE, Observation, ObserveError, StatementCount
+from workshop.observe.observation import DEADLINE, NotCounted, Observation, ObserveError, StatementCount
 
 _LEADING_COMMENT = re.compile(r"\A(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.DOTALL)
 _KINDS = (
@@ -123,7 +124,7 @@ class PostgresProbe:
         if extension is None:
             reading.reason = (
                 f"the extension pg_stat_statements is missing in the database {self.url.database!r};"
-                " run CREATE EXTENSION pg_stat_statements there"
+                " an administrator runs CREATE EXTENSION pg_stat_statements there"
             )
             return reading
         schema, version = extension
@@ -140,7 +141,8 @@ class PostgresProbe:
         ).fetchone()
         if track is None:
             reading.reason = (
-                "the server runs without pg_stat_statements; add it to shared_preload_libraries and restart"
+                "the server runs without pg_stat_statements; an administrator adds it to shared_preload_libraries"
+                " and restarts the server"
             )
             return reading
         if track == "none":
@@ -149,7 +151,10 @@ class PostgresProbe:
         if utility != "on":
             reading.control_reason = "pg_stat_statements.track_utility is off; set it to on"
         if not allowed:
-            reading.note = "only this role's statements are counted; GRANT pg_read_all_stats to it to count all"
+            reading.note = (
+                "only this role's own statements are counted; to count all, an administrator runs"
+                f" GRANT pg_read_all_stats TO {self.url.username}"
+            )
         since = "s.stats_since" if version >= [1, 11] else "NULL"
         query = f"""SELECT s.userid, s.queryid, s.calls, s.rows, s.wal_bytes,
                            s.shared_blks_hit + s.shared_blks_read, s.query, {since}
@@ -165,26 +170,42 @@ class PostgresProbe:
 
     @contextmanager
     def watch(self, seen: Observation) -> Iterator[None]:
-        before = self.read(texts=False)
+        primary = self.label == "primary"
+        try:
+            before = self.read(texts=False)
+        except ObserveError as error:
+            if primary:
+                raise
+            before = None  # a replica that is down: the block may well be about that
+            seen.statements_by_server[self.label] = NotCounted(str(error))
+        autocommitting = _new_engines.autocommitting[self.database]
         try:
             yield
         finally:
-            self._fill(seen, before, self.read(texts=True))
+            try:
+                if before:
+                    autocommitting = _new_engines.autocommitting[self.database] - autocommitting
+                    self._fill(seen, before, self.read(texts=True), autocommitting)
+            except ObserveError as error:
+                if primary:
+                    raise
+                seen.statements_by_server[self.label] = NotCounted(str(error))
 
-    def _fill(self, seen: Observation, before: _Reading, after: _Reading) -> None:
+    def _fill(self, seen: Observation, before: _Reading, after: _Reading, autocommitting: int) -> None:
         reason = before.reason or after.reason
         primary = self.label == "primary"
         if after.sessions < before.sessions:
             self._backwards("pg_stat_database.sessions")
         if primary:
-            seen._counts["connections"] = after.sessions - before.sessions
+            seen.count("PostgreSQL", {}, connections=after.sessions - before.sessions)
         if reason:
+            seen.statements_by_server[self.label] = NotCounted(reason)
             if primary:
-                seen._absent([n for n in self.NAMES if n != "connections"], reason)
+                seen.absent([n for n in self.NAMES if n != "connections"], reason)
             return
         statements = self._changes(before, after)
         if after.evictions != before.evictions:
-            seen._note(
+            seen.note(
                 "pg_stat_statements was full and dropped entries, so a count may be too low;"
                 " raise pg_stat_statements.max"
             )
@@ -193,34 +214,24 @@ class PostgresProbe:
         seen.statements_by_server[self.label] = sum(s.calls for s in work)
         if not primary:
             return
-        seen._counts.update(
+        control = _transaction_control(statements, autocommitting)
+        seen.count(
+            "PostgreSQL",
+            {},
             statements=sum(s.calls for s in work),
             rows=sum(s.rows for s in work),
             wal_bytes=sum(s.wal_bytes for s in work),
             blocks=sum(s.blocks for s in work),
-        )
-        control = _transaction_control(statements)
-        seen._counts.update(
             commits=control["commit"],
             rollbacks=control["rollback"],
             transactions=control["commit"] + control["rollback"],
         )
         if after.control_reason:
-            seen._absent(["commits", "rollbacks", "transactions"], after.control_reason)
+            seen.absent(["commits", "rollbacks", "transactions"], after.control_reason)
         if after.note:
-            seen._note(after.note)
+            seen.note(after.note)
         names = {"begin", "commit", "rollback", "savepoint", "other control"}
-        seen._statements = [
-            StatementCount(
-                "transaction control" if s.kind in names else s.kind,
-                s.text,
-                s.calls,
-                s.rows,
-                s.wal_bytes,
-                s.blocks,
-            )
-            for s in statements
-        ]
+        seen.statement_counts = [replace(s, kind="transaction control") if s.kind in names else s for s in statements]
 
     def _backwards(self, what: str) -> NoReturn:
         raise ObserveError(
@@ -272,29 +283,43 @@ class PostgresProbe:
             for backend, state in before.open_transactions.items()
         )
         if still_open:
-            seen._note(
+            seen.note(
                 "a transaction is still open, and PostgreSQL counts its last SELECT only after"
                 " the next statement or the transaction's end; end it inside the block"
             )
         if went_on:
-            seen._note(
+            seen.note(
                 "a transaction was already open when the block began, and its last SELECT before that"
                 " may be counted here; begin it inside the block"
             )
         seen.open_transaction = seen.open_transaction or still_open or went_on
 
 
-def _transaction_control(statements: Sequence[StatementCount]) -> Counter[str]:
+def _transaction_control(statements: Sequence[StatementCount], autocommitting: int) -> Counter[str]:
     """COMMITs and ROLLBACKs, less those with which new SQLAlchemy engines ended their set-up.
 
-    A new engine ends it by ROLLBACK, with a savepoint before that; a new engine in AUTOCOMMIT by COMMIT,
-    without.
+    A new engine ends it by ROLLBACK; one of the `autocommitting` engines by COMMIT.
     """
     calls: Counter[str] = Counter()
     for statement in statements:
         calls[statement.kind] += statement.calls
     engines = sum(s.calls for s in statements if s.kind == "set-up" and s.text.lower() == _SET_UP_ONCE)
-    plain = min(engines, calls["savepoint"] // 2, calls["rollback"])
-    calls["rollback"] -= plain
-    calls["commit"] -= min(engines - plain, calls["commit"])
+    by_commit = min(engines, autocommitting, calls["commit"])
+    calls["commit"] -= by_commit
+    calls["rollback"] -= min(engines - by_commit, calls["rollback"])
     return calls
+
+
+class _NewEngines:
+    """Counts this process's new engines in AUTOCOMMIT, whose set-up cannot be told apart on the server."""
+
+    def __init__(self) -> None:
+        self.autocommitting: Counter[str] = Counter()  # database -> engines
+        event.listen(Pool, "first_connect", self._first_connect)
+
+    def _first_connect(self, connection: Any, record: Any) -> None:
+        if isinstance(connection, psycopg.Connection) and connection.autocommit:
+            self.autocommitting[connection.info.dbname] += 1
+
+
+_new_engines = _NewEngines()

@@ -62,17 +62,21 @@ def find(
         on_path = shutil.which(program)
         candidates += [(Path(on_path).resolve().parent, "path")] if on_path else []
         candidates += [(folder, "path") for folder in elsewhere]
-    old = None
+    passed_over = []
     for folder, source in candidates:
         if not (folder / program).is_file():
             continue
-        runnable = _runnable(folder, program)
-        version = version_of(runnable / program)
+        try:
+            runnable = _runnable(folder, program)
+            version = version_of(runnable / program)
+        except WorkshopError as error:
+            passed_over.append(str(error).partition(": run")[0])
+            continue
         if version >= minimum:
             return Programs(runnable, source, version)
-        old = version
+        passed_over.append(f"{program} {'.'.join(map(str, version))} is too old")
     wanted = ".".join(map(str, minimum))
-    found = f"only version {'.'.join(map(str, old))} was found" if old else "none was found"
+    found = f"none that will do was found ({'; '.join(passed_over)})" if passed_over else "none was found"
     looked = {
         "": "in a wheel or on PATH",
         "wheel": "in a wheel, the one place that WORKSHOP_SERVERS names",
@@ -85,7 +89,7 @@ def find(
 
 
 def _runnable(folder: Path, program: str) -> Path:
-    """`folder`, with the program's run bit set: some wheels lose it, and then the file is mended in place or copied."""
+    """`folder`, with the program's run bit set: some wheels lose it, and it is set in place or on a copy."""
     if os.access(folder / program, os.X_OK):
         return folder
     try:

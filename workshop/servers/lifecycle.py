@@ -1,42 +1,52 @@
-"""The servers: each found by its URL in the environment, or started here."""
+"""Start, find, stop and delete the servers: each found by its URL in the environment, or started here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import psycopg
 
 from workshop.servers import mongo_server, postgres_server, redis_server
+from workshop.servers.local import LocalServer
 from workshop.servers.service import Servers, Service
-from workshop.state import WorkshopError, lock, password
+from workshop.state import WorkshopError, alone, lock, password, state_dir, use
+
+T = TypeVar("T")
+KEEP = "keep"  # a file in the state folder: the servers were started by `up`
+NAMES = ("postgres", "redis", "mongo")
 
 
-def up(replicas: int = 0) -> Servers:
-    """Start what is not running, wait until all answer, and say where they are.
+def up(names: Sequence[str] = NAMES, replicas: int = 0, *, do_without: bool = False) -> Servers:
+    """Start those of `names` that are not running, wait until they answer, and say where they are.
 
-    Safe to call from several processes at once; whatever a crash or a reboot left behind is mended.
-    `replicas` streaming replicas are started too: those named in WORKSHOP_REPLICA_URLS, or our own.
+    Safe to call from several processes at once; whatever a crash or a reboot left behind is repaired. `replicas`
+    streaming replicas are started too: those named in WORKSHOP_REPLICA_URLS, or our own. Until this process ends, it
+    counts as one that uses the servers.
+
+    Raises WorkshopError when a server cannot be had; with `do_without` only when none can, and `Servers.lacking` says
+    which and why.
     """
+    starters: dict[str, Callable[[], Service]] = {"postgres": _postgres_up, "redis": _redis_up, "mongo": _mongo_up}
     with lock():
-        starters: dict[str, Callable[[], Service]] = {
-            "postgres": _postgres_up,
-            "redis": lambda: redis_server.from_environment() or redis_server.Redis().up(),
-            "mongo": lambda: mongo_server.from_environment() or mongo_server.Mongo().up(),
-        }
-        for owner in (*starters, "mongo-members"):
+        use()
+        for owner in (*NAMES, "mongo-members"):
             password(owner)  # made here, one after the other, before the threads need them
         with ThreadPoolExecutor(len(starters)) as pool:
-            waiting = {name: pool.submit(start) for name, start in starters.items()}
-        services = {name: future.result() for name, future in waiting.items()}
-        return Servers(services, _replicas_up(replicas, services["postgres"]) if replicas else [])
+            waiting = {name: pool.submit(starters[name]) for name in names}
+        errors = {name: error for name, future in waiting.items() if (error := future.exception())}
+        fatal = [error for error in errors.values() if not (do_without and isinstance(error, WorkshopError))]
+        if fatal or len(errors) == len(waiting):
+            raise (fatal or list(errors.values()))[0]
+        services = {name: future.result() for name, future in waiting.items() if name not in errors}
+        following = _replicas_up(replicas, services["postgres"]) if replicas else []
+        return Servers(services, following, {name: str(error) for name, error in errors.items()})
 
 
 def _postgres_up() -> Service:
-    service = (
-        next(iter(postgres_server.from_environment("WORKSHOP_POSTGRES_URL")), None) or postgres_server.primary().up()
-    )
-    with psycopg.connect(postgres_server.dsn(service.url), autocommit=True) as connection:
+    service = postgres_server.primary_from_environment() or postgres_server.primary().up()
+    with postgres_server.connect(service.url) as connection:
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         except psycopg.Error:
@@ -44,9 +54,17 @@ def _postgres_up() -> Service:
     return service
 
 
+def _redis_up() -> Service:
+    return redis_server.from_environment() or redis_server.Redis().up()
+
+
+def _mongo_up() -> Service:
+    return mongo_server.from_environment() or mongo_server.Mongo().up()
+
+
 def _replicas_up(count: int, primary: Service) -> list[Service]:
     if primary.source == "url":
-        services = postgres_server.from_environment("WORKSHOP_REPLICA_URLS")[:count]
+        services = postgres_server.replicas_from_environment(primary.url)[:count]
         if len(services) < count:
             raise WorkshopError(
                 f"{count} replicas are needed and WORKSHOP_REPLICA_URLS names {len(services)}: "
@@ -60,42 +78,50 @@ def _replicas_up(count: int, primary: Service) -> list[Service]:
 def find() -> tuple[dict[str, Service | None], list[Service]]:
     """The services that answer now, by name (None for one that does not), and the replicas. Starts nothing."""
     finders: dict[str, Callable[[], Service | None]] = {
-        "postgres": lambda: (
-            next(iter(postgres_server.from_environment("WORKSHOP_POSTGRES_URL")), None)
-            or postgres_server.primary().service()
-        ),
+        "postgres": lambda: postgres_server.primary_from_environment() or postgres_server.primary().service(),
         "redis": lambda: redis_server.from_environment() or redis_server.Redis().service(),
         "mongo": lambda: mongo_server.from_environment() or mongo_server.Mongo().service(),
     }
-    found: dict[str, Service | None] = {}
-    for name, look in finders.items():
-        try:
-            found[name] = look()
-        except WorkshopError:
-            found[name] = None
-    try:
-        replicas = postgres_server.from_environment("WORKSHOP_REPLICA_URLS")
-    except WorkshopError:
-        replicas = []
+    found = {name: _or_none(look) for name, look in finders.items()}
+    replicas = _or_none(postgres_server.replicas_from_environment) or []
     replicas += [service for cluster in postgres_server.replicas_made() if (service := cluster.service())]
     return found, replicas
+
+
+def _or_none(look: Callable[[], T]) -> T | None:
+    try:
+        return look()
+    except WorkshopError:
+        return None
+
+
+def _ours() -> list[LocalServer]:
+    """The servers of the state folder, replicas before their primary."""
+    return [*postgres_server.replicas_made(), postgres_server.primary(), redis_server.Redis(), mongo_server.Mongo()]
 
 
 def down() -> list[str]:
     """Stop every server that the workbook started (never one that was found by URL); the names of those stopped."""
     with lock():
-        ours = {cluster.name: cluster for cluster in [*postgres_server.replicas_made(), postgres_server.primary()]}
-        stopped = [name for name, cluster in ours.items() if cluster.down()]
-        stopped += ["redis"] if redis_server.Redis().down() else []
-        stopped += ["mongo"] if mongo_server.Mongo().down() else []
-        return stopped
+        (state_dir() / KEEP).unlink(missing_ok=True)
+        return [server.name for server in _ours() if server.down()]
+
+
+def keep() -> None:
+    """Let the servers run until `down`, whichever JupyterLab ends before that."""
+    (state_dir() / KEEP).touch()
+
+
+def kept() -> bool:
+    return (state_dir() / KEEP).exists()
 
 
 def remove() -> None:
-    """Stop the servers that the workbook started and delete their data."""
-    down()
-    with lock():
-        for cluster in [*postgres_server.replicas_made(), postgres_server.primary()]:
-            cluster.remove()
-        redis_server.Redis().remove()
-        mongo_server.Mongo().remove()
+    """Stop the servers that the workbook started and delete their data.
+
+    Raises WorkshopError while another process uses them: its lesson would lose its copies.
+    """
+    with lock(), alone():
+        for server in _ours():
+            server.down()
+            server.remove()

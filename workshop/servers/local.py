@@ -47,6 +47,7 @@ class LocalServer(ABC):
         if found:
             return found
         self.process.stop(self.stop_signal, MUTE_DEADLINE_S)
+        self.process.end_strays()
         self.start()
         found = self.service()
         if not found:

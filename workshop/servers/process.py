@@ -20,6 +20,8 @@ from workshop.state import ACCOUNT, WorkshopError, is_root, read_json, write_pri
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 20.0
 MUTE_DEADLINE_S = 3.0  # for a server that lives but does not answer
+STRAY_DEADLINE_S = 5.0
+PROGRAMS = {"postgres", "redis-server", "mongod"}
 
 
 def free_port(preferred: int | None = None) -> int:
@@ -45,7 +47,7 @@ def as_account() -> dict:
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
-def give(path: Path) -> None:
+def hand_over(path: Path) -> None:
     """Hand a file or an empty folder over to the servers' account; nothing to do when we are not root."""
     if is_root():
         entry = pwd.getpwnam(ACCOUNT)
@@ -69,6 +71,11 @@ class ServerProcess:
     def port(self) -> int | None:
         """The port that it was last given, running or not."""
         return read_json(self._run_file).get("port")
+
+    @property
+    def failure(self) -> str | None:
+        """The last words of a start that failed; None when the last start did not."""
+        return read_json(self._run_file).get("failure")
 
     @property
     def source(self) -> str:
@@ -127,15 +134,13 @@ class ServerProcess:
         give_up = time.monotonic() + START_DEADLINE_S
         try:
             while not ready():
-                if child.poll() is not None:
+                ended = child.poll() is not None
+                if ended or time.monotonic() > give_up:
+                    what = "ended while it started" if ended else f"was not ready after {START_DEADLINE_S:.0f} s"
+                    write_private(self._run_file, json.dumps(run | {"failure": self.last_words()}))
                     raise WorkshopError(
-                        f"{self.name} ended while it started, its last words were: {self.last_words()!r}: "
-                        "run `python -m workshop doctor`"
-                    )
-                if time.monotonic() > give_up:
-                    raise WorkshopError(
-                        f"{self.name} was not ready after {START_DEADLINE_S:.0f} s, "
-                        f"its last words were: {self.last_words()!r}: run `python -m workshop doctor`"
+                        f"{self.name} {what}, its last words were: {self.last_words()!r}: where its files are damaged, "
+                        "`python -m workshop reset` makes them anew; else run `python -m workshop doctor`"
                     )
                 time.sleep(0.02)
         except BaseException:
@@ -146,17 +151,41 @@ class ServerProcess:
         """Stop it, first politely, after the deadline by force. Returns whether there was something to stop."""
         process = self._process()
         if process is None:
-            return False
+            return bool(self.end_strays())
         family = [process, *process.children(recursive=True)]
-        try:
-            process.send_signal(stop_signal)
-        except psutil.NoSuchProcess:
-            pass
+        _signal(process, stop_signal)
         if not _wait_until_gone([process], deadline_s) or not _wait_until_gone(family, 5.0):
             for straggler in filter(_alive, family):
-                straggler.kill()
+                _signal(straggler, signal.SIGKILL)
             _wait_until_gone(family, 5.0)
         return True
+
+    def end_strays(self) -> int:
+        """End servers on this folder that `run.json` does not name; their number.
+
+        They are left over when PostgreSQL's first process was killed and a busy one lives on, or when the folder was
+        moved or deleted under a server. Two servers on one folder would destroy its data. PostgreSQL gets SIGQUIT: it
+        must not write a checkpoint into a folder that is no longer its own, and recovers from its log.
+        """
+        strays = [process for process in psutil.process_iter(["name"]) if self._is_stray(process)]
+        for stray in strays:
+            _signal(stray, signal.SIGQUIT if stray.info["name"] == "postgres" else signal.SIGTERM)
+        if not _wait_until_gone(strays, STRAY_DEADLINE_S):
+            for stray in strays:
+                _signal(stray, signal.SIGKILL)
+            _wait_until_gone(strays, STRAY_DEADLINE_S)
+        return len(strays)
+
+    def _is_stray(self, process: psutil.Process) -> bool:
+        if process.info["name"] not in PROGRAMS:
+            return False
+        try:
+            # The kernel marks a deleted folder; the command line still names one that was moved.
+            folder = Path(process.cwd().removesuffix(" (deleted)"))
+            inside = folder == self.folder or self.folder in folder.parents
+            return _alive(process) and (inside or f"{self.folder}/" in " ".join(process.cmdline()))
+        except psutil.Error:
+            return False  # another user's, or gone
 
     def last_words(self) -> str:
         try:
@@ -164,6 +193,13 @@ class ServerProcess:
         except OSError:
             lines = []
         return lines[-1][:300] if lines else "(nothing)"
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
 
 
 def _alive(process: psutil.Process) -> bool:

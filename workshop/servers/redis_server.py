@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis
 
 from workshop.servers.find import Programs, find, package_folder
@@ -12,21 +14,30 @@ from workshop.state import WorkshopError, named, password, setting, write_privat
 
 MINIMUM = (7, 0)
 VARIABLE = "WORKSHOP_REDIS_URL"
+DEADLINE_S = 5.0
 
 
-def server_version(url: str, timeout_s: float = 3.0) -> str | None:
-    """The version of the server behind `url`; None when it does not answer."""
-    client = redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s)
-    try:
-        return client.info("server")["redis_version"]
-    except (redis.RedisError, OSError):
-        return None
-    finally:
-        client.close()
+def connect(url: str, **options: Any) -> redis.Redis:
+    """A client whose connecting and each of whose commands end within DEADLINE_S seconds."""
+    return redis.Redis.from_url(url, socket_connect_timeout=DEADLINE_S, socket_timeout=DEADLINE_S, **options)
+
+
+def server_version(url: str) -> str:
+    """The version of the server behind `url`; raises redis.RedisError or OSError when it cannot be used."""
+    with connect(url, decode_responses=True) as client:
+        try:
+            return client.info("server")["redis_version"]
+        except redis.exceptions.NoPermissionError:  # INFO may be forbidden, HELLO never is
+            greeting = client.execute_command("HELLO")
+            pairs = greeting if isinstance(greeting, dict) else dict(zip(greeting[::2], greeting[1::2], strict=True))
+            return pairs["version"]
 
 
 def from_environment() -> Service | None:
-    """The server that WORKSHOP_REDIS_URL names; WorkshopError if it does not answer or is too old."""
+    """The server that WORKSHOP_REDIS_URL names; None where none is named.
+
+    Raises WorkshopError, with the server's own reason, if it cannot be used or is too old.
+    """
     url = setting(VARIABLE)
     if not url:
         return None
@@ -36,10 +47,15 @@ def from_environment() -> Service | None:
         raise WorkshopError(
             f"{named(VARIABLE)} is not a URL like redis://:password@host:6379/0: correct it or unset it"
         ) from None
-    if version is None:
-        raise WorkshopError(
-            f"no Redis answers at the address that {named(VARIABLE)} names: start it, or correct or unset the variable"
+    except (redis.RedisError, OSError) as error:
+        refused = isinstance(error, redis.AuthenticationError | redis.exceptions.NoPermissionError)
+        advice = (
+            "correct the user or the password in the URL" if refused else "start it, or correct or unset the variable"
         )
+        address = Service("redis", url, "", "url").address
+        raise WorkshopError(
+            f"Redis at {address}, which {named(VARIABLE)} names, cannot be used ({' '.join(str(error).split())}): {advice}"
+        ) from None
     if tuple(map(int, version.split(".")[:2])) < MINIMUM:
         raise WorkshopError(
             f"Redis 7.0 or later is needed and {named(VARIABLE)} leads to {version}: name a newer server"
@@ -64,7 +80,10 @@ class Redis(LocalServer):
         return f"redis://:{password('redis')}@127.0.0.1:{port}/0"
 
     def version(self, port: int) -> str | None:
-        return server_version(self.url(port))
+        try:
+            return server_version(self.url(port))
+        except (redis.RedisError, OSError):
+            return None
 
     def start(self) -> None:
         tools = programs()
@@ -75,7 +94,9 @@ class Redis(LocalServer):
         write_private(
             self.folder / "redis.conf",
             f"bind 127.0.0.1\nport {port}\nrequirepass {password('redis')}\ndaemonize no\ndatabases 64\n"
-            "save 3600 1 300 100 60 10000\n",
+            "save 3600 1 300 100 60 10000\n"
+            # The process's title names the folder, by which a server is found whose folder was moved.
+            'proc-title-template "{title} {listen-addr} {config-file}"\n',
         )
         self.process.start(
             [tools / "redis-server", self.folder / "redis.conf"],

@@ -28,10 +28,17 @@ class Service:
 
 @dataclass(frozen=True)
 class Servers:
-    """All servers of the workbook: addresses that a lesson connects to."""
+    """The servers that were asked for: addresses that a lesson connects to.
+
+    `lacking` has the reason of each that was asked for and could not be had, where the caller can do without.
+    """
 
     services: dict[str, Service]
-    replica_services: list[Service]
+    replica_services: list[Service] = field(default_factory=list)
+    lacking: dict[str, str] = field(default_factory=dict)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.services
 
     @property
     def postgres(self) -> URL:

@@ -12,8 +12,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from workshop.shop.bios import avatars, biographies
 from workshop.shop.models import Base
 from workshop.state import WorkshopError
@@ -39,7 +37,7 @@ class DataError(WorkshopError):
 
 
 def check_scale(scale: float) -> float:
-    """``scale`` itself. Raises ValueError when it is not a number from 0.01 to 100."""
+    """`scale` itself. Raises ValueError when it is not a number from 0.01 to 100."""
     if not SCALES[0] <= scale <= SCALES[1]:  # false for nan too
         raise ValueError(f"the scale is {scale}, expected a number from {SCALES[0]} to {SCALES[1]}: set another scale")
     return float(scale)
@@ -53,7 +51,7 @@ def _mend(path: Path) -> str:
 
 
 def read_manifest(data_dir: Path | None = None) -> dict[str, Any]:
-    """data/manifest.json: ``files`` and ``tables`` with rows and SHA-256. Raises DataError when it is missing
+    """data/manifest.json: `files` and `tables` with rows and SHA-256. Raises DataError when it is missing
     or bad.
     """
     path = (data_dir or DATA) / "manifest.json"
@@ -184,7 +182,7 @@ def _orders(copy: int, limit: int, folder: Path) -> Iterator[bytes]:
 
 
 def _kept_orders(limit: int, folder: Path) -> bytearray:
-    """1 at the number of each order of the first ``limit`` customers; shape (BASE_ORDERS + 1,)."""
+    """1 at the number of each order of the first `limit` customers; shape (BASE_ORDERS + 1,)."""
     kept = bytearray(BASE_ORDERS + 1)
     for line in islice(_lines("orders", folder), 1, None):
         order, customer, _ = line.split(b",", 2)
@@ -213,7 +211,7 @@ def copy_columns(table: str) -> list[str]:
 
 
 def table_stream(table: str, scale: float = 1.0, data_dir: Path | None = None) -> Iterator[bytes]:
-    """The bytes that COPY gets for ``table``: CSV with a header, blocks of about 256 kB."""
+    """The bytes that COPY gets for `table`: CSV with a header, blocks of about 256 kB."""
     folder = data_dir or DATA
     copies = _copies(scale)
     yield (",".join(copy_columns(table)) + "\n").encode("ascii")
@@ -242,23 +240,6 @@ def profile_lines(scale: float = 1.0, data_dir: Path | None = None) -> Iterator[
                 document["email"] = document["email"].replace("@", f"+{copy}@", 1)
                 line = canonical(document)
             yield line
-
-
-def stream_checksums(data_dir: Path | None = None, scale: float = 1.0) -> dict[str, dict[str, Any]]:
-    """{table or "profiles": {"rows", "sha256"}} of what would be loaded, without a server."""
-    found = {}
-    for table in TABLES:
-        digest, lines = hashlib.sha256(), 0
-        for block in table_stream(table, scale, data_dir):
-            digest.update(block)
-            lines += block.count(b"\n")
-        found[table] = {"rows": lines - 1, "sha256": digest.hexdigest()}
-    digest, lines = hashlib.sha256(), 0
-    for line in profile_lines(scale, data_dir):
-        digest.update(line)
-        lines += 1
-    found[PROFILES] = {"rows": lines, "sha256": digest.hexdigest()}
-    return found
 
 
 def check_stream(name: str, rows: int, sha256: str, manifest: dict[str, Any]) -> None:
@@ -299,13 +280,18 @@ def document_of(line: bytes) -> dict[str, Any]:
     return document
 
 
-def progress_bar(title: str, rows: float, progress: bool) -> tqdm:
-    """A bar that shows on terminals only."""
-    return tqdm(
-        desc=title,
-        total=round(rows),
-        unit=" rows",
-        unit_scale=True,
-        leave=False,
-        disable=None if progress else True,
-    )
+def stream_checksums(data_dir: Path | None = None, scale: float = 1.0) -> dict[str, dict[str, Any]]:
+    """{table or "profiles": {"rows", "sha256"}} of what would be loaded, without a server."""
+    found = {}
+    for table in TABLES:
+        digest, lines = hashlib.sha256(), 0
+        for block in table_stream(table, scale, data_dir):
+            digest.update(block)
+            lines += block.count(b"\n")
+        found[table] = {"rows": lines - 1, "sha256": digest.hexdigest()}
+    digest, lines = hashlib.sha256(), 0
+    for line in profile_lines(scale, data_dir):
+        digest.update(line)
+        lines += 1
+    found[PROFILES] = {"rows": lines, "sha256": digest.hexdigest()}
+    return found

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import URL, Connection, Table
+from sqlalchemy import URL, Table
 from sqlalchemy.dialects.postgresql import dialect as PostgresDialect
 from sqlalchemy.schema import AddConstraint, CreateColumn, CreateIndex
 
+from workshop.progress import bar
+from workshop.servers.postgres_server import connect, connect_common
 from workshop.shop import DATABASE
 from workshop.shop.files import (
     DATA,
@@ -24,22 +27,14 @@ from workshop.shop.files import (
     check_scale,
     check_stream,
     copy_columns,
-    progress_bar,
     read_manifest,
     table_stream,
     version_of_data,
 )
 from workshop.shop.models import STORE_BIO_OUT_OF_LINE, Base
 
-_LOCK = 0x776F726B73686F70  # "workshop" in ASCII: the advisory lock that seeders take in turn
-
-
-def connect(url: URL, database: str | None = None, autocommit: bool = True) -> psycopg.Connection:
-    """A psycopg connection to ``url``, or to another ``database`` of its server."""
-    url = url.set(drivername="postgresql+psycopg", database=database or url.database)
-    args, kwargs = url.get_dialect()().create_connect_args(url)
-    kwargs.setdefault("connect_timeout", 10)
-    return psycopg.connect(*args, **kwargs, autocommit=autocommit)
+_LOCK = 0x776F726B  # "work" in ASCII: the first half of the advisory lock that seeders take in turn
+SWAP_DEADLINE_S = 60.0
 
 
 def _table(name: str) -> Table:
@@ -63,14 +58,14 @@ def create_bare_table(cursor: psycopg.Cursor, table: str) -> None:
 
 
 def copy_statement(table: str, options: str = "") -> sql.Composed:
-    """``COPY table (columns) FROM STDIN`` for table_stream()."""
+    """`COPY table (columns) FROM STDIN` for table_stream()."""
     return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv, HEADER{})").format(
         sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, copy_columns(table))), sql.SQL(options)
     )
 
 
 def copy_table(cursor: psycopg.Cursor, table: str, blocks: Iterable[bytes], advance: Advance) -> tuple[int, str]:
-    """COPY the blocks into ``table``, made in the same transaction; rows and SHA-256 of the bytes sent.
+    """COPY the blocks into `table`, made in the same transaction; rows and SHA-256 of the bytes sent.
 
     FREEZE writes the rows as if VACUUM had been there: no second pass over the pages, and index-only scans at
     once.
@@ -105,15 +100,15 @@ def _load_postgres(
         "client_min_messages = warning",
     ):
         cursor.execute(f"SET {setting}")
-    with progress_bar("PostgreSQL", total, progress) as bar:
+    with bar("PostgreSQL", total, unit=" rows", shown=progress) as loaded:
         for table in TABLES:
             with connection.transaction():
                 create_bare_table(cursor, table)
-                rows, sha256 = copy_table(cursor, table, table_stream(table, scale, folder), bar.update)
+                rows, sha256 = copy_table(cursor, table, table_stream(table, scale, folder), loaded.update)
             if scale == 1:
                 check_stream(table, rows, sha256, manifest)
             found[table] = {"rows": rows, "sha256": sha256}
-        bar.set_description("PostgreSQL, indexes")
+        loaded.set_description("PostgreSQL, indexes")
         with connection.transaction():
             for table in map(_table, TABLES):
                 cursor.execute(_ddl(AddConstraint(table.primary_key, isolate_from_table=False)))
@@ -129,10 +124,10 @@ def _load_postgres(
 
 
 def seeded_postgres(url: URL, database: str = DATABASE) -> dict[str, Any] | None:
-    """What ``database`` was seeded with: scale, rows and checksums per table; None when it is not there or
+    """What `database` was seeded with: scale, rows and checksums per table; None when it is not there or
     not ours.
 
-    One query; ``url`` is of any database of the server.
+    One query; `url` is of any database of the server.
     """
     with connect(url) as connection:
         return _seeded(connection, database)
@@ -156,7 +151,7 @@ def _seeded(connection: psycopg.Connection, database: str) -> dict[str, Any] | N
 
 
 def _drop_ours(connection: psycopg.Connection, database: str) -> None:
-    """Drop ``database`` if it is there. Raises DataError when the workbook did not make it."""
+    """Drop `database` if it is there. Raises DataError when the workbook did not make it."""
     exists, record = _comment(connection, database)
     if not exists:
         return
@@ -171,6 +166,18 @@ def _drop_ours(connection: psycopg.Connection, database: str) -> None:
     connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
+def _drop_if_empty(url: URL, admin: psycopg.Connection, database: str) -> bool:
+    """Drop a database without mark and without tables: its seeder was killed before it could mark it."""
+    exists, record = _comment(admin, database)
+    if not exists or record:
+        return False
+    with connect(url, database) as connection:
+        if connection.execute("SELECT count(*) FROM pg_stat_user_tables").fetchone() != (0,):
+            return False
+    admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
+    return True
+
+
 def _set_comment(connection: psycopg.Connection, database: str, record: dict[str, Any]) -> None:
     text = sql.Literal(json.dumps(record))
     connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(database), text))
@@ -183,37 +190,38 @@ def seed_postgres(
     *,
     database: str = DATABASE,
     data_dir: Path | None = None,
+    anew: bool = False,
 ) -> dict[str, int]:
-    """Make the shop's template database, or leave it when it is there at this scale; rows per table.
+    """Make the shop's template database, or leave it when it is there at this scale and not wanted `anew`; its rows.
 
-    ``url`` is of another database of the server, by a role that may create databases; it need not be a
-    superuser. The shop is loaded as ``<database>_loading`` and renamed in the last step; on any error that
-    one is dropped, and a shop that was there before stays as it was. The result is a template: nobody
-    connects to it, so it can be cloned at any time.
+    `url` is of another database of the server, by a role that may create databases; it need not be a superuser. The
+    shop is loaded as `<database>_loading` and renamed in the last step; on any error that one is dropped, and a shop
+    that was there before stays as it was. The result is a template: nobody connects to it, so it can be copied at any
+    time, and copies that are open outlive it. Of several seeders on one server one works and the others wait for it.
 
     Raises DataError (files), ValueError (scale) and psycopg.Error (server).
     """
     check_scale(scale)
     folder = data_dir or DATA
     manifest = read_manifest(folder)
-    with connect(url) as admin:
+    # Advisory locks hold within one database, and URLs may name different ones: so the lock is in the common one.
+    with connect(url) as admin, connect_common(url) as turn:
 
         def rows_if_done() -> dict[str, int] | None:
             record = _seeded(admin, database)
             done = record and record["scale"] == scale and record["version"] == version_of_data(manifest)
             return record["rows"] if done else None
 
-        if rows := rows_if_done():
+        if not anew and (rows := rows_if_done()):
             return rows
         check_files(folder)
-        admin.execute(
-            "SELECT pg_advisory_lock(%s)", [_LOCK]
-        )  # another seeder may be at work; freed with the connection
-        if rows := rows_if_done():
+        turn.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", [_LOCK, database])  # freed with the connection
+        if not anew and (rows := rows_if_done()):
             return rows
         loading = f"{database}_loading"
         name = sql.Identifier(loading)
-        _drop_ours(admin, loading)  # left by a seeder that was killed
+        if not _drop_if_empty(url, admin, loading):
+            _drop_ours(admin, loading)  # left by a seeder that was killed
         admin.execute(
             # C order is the same on every system and version, so plans and sorted results are too.
             sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C'").format(
@@ -225,18 +233,16 @@ def seed_postgres(
             with connect(url, loading) as connection:
                 found = _load_postgres(connection, scale, manifest, folder, progress)
             rows = {table: found[table]["rows"] for table in TABLES}
-            checksums = {table: found[table]["sha256"] for table in TABLES}
             record = {
                 "workshop": "shop",
                 "scale": scale,
                 "version": version_of_data(manifest),
                 "rows": rows,
-                "checksums": checksums,
+                "checksums": {table: found[table]["sha256"] for table in TABLES},
             }
             _set_comment(admin, loading, record)
             admin.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false").format(name))
-            _drop_ours(admin, database)
-            admin.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(name, sql.Identifier(database)))
+            _swap(admin, loading, database)
         except BaseException:
             if not admin.closed and not admin.broken:
                 # Ours for certain, whatever its comment says by now.
@@ -247,26 +253,15 @@ def seed_postgres(
         return rows
 
 
-def table_checksum(connection: Connection | psycopg.Connection, table: str) -> str:
-    """SHA-256 of the rows that the server holds, in the form in which they were sent; at scale 1 it is the
-    manifest's.
-
-    ``connection`` is SQLAlchemy's or psycopg's, to a database that holds the shop, for instance a clone of
-    the template.
-    """
-    driver = connection.connection.driver_connection if isinstance(connection, Connection) else connection
-    assert isinstance(driver, psycopg.Connection)
-    columns = sql.SQL(", ").join(map(sql.Identifier, copy_columns(table)))
-    query = sql.SQL("COPY (SELECT {} FROM {} ORDER BY id) TO STDOUT (FORMAT csv, HEADER)")
-    digest = hashlib.sha256()
-    settings = {"TimeZone": "UTC", "DateStyle": "ISO, YMD", "client_encoding": "UTF8"}
-    with driver.transaction(), driver.cursor() as cursor:
-        before = {key: cursor.execute("SELECT current_setting(%s)", [key]).fetchone()[0] for key in settings}
-        for key, value in settings.items():
-            cursor.execute("SELECT set_config(%s, %s, true)", [key, value])
-        with cursor.copy(query.format(columns, sql.Identifier(table))) as copy:
-            for block in copy:
-                digest.update(block)
-        for key, value in before.items():  # the caller's transaction may go on
-            cursor.execute("SELECT set_config(%s, %s, true)", [key, value])
-    return digest.hexdigest()
+def _swap(admin: psycopg.Connection, loading: str, database: str) -> None:
+    """Give `loading` the name `database`, in place of the one that had it; copies being made are waited for."""
+    give_up = time.monotonic() + SWAP_DEADLINE_S
+    while True:
+        try:
+            _drop_ours(admin, database)
+            break
+        except psycopg.errors.ObjectInUse:  # somebody copies it, or another session is connected
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.1)
+    admin.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(loading), sql.Identifier(database)))

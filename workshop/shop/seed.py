@@ -15,29 +15,29 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from workshop.servers.service import Servers, Service
-from workshop.shop import DATABASE
-from workshop.shop.files import PROFILES, read_manifest, version_of_data
-from workshop.shop.mongo_loader import _LOADING, _META, _client, seed_mongo, seeded_mongo
-from workshop.shop.postgres_loader import _drop_ours, connect, seed_postgres, seeded_postgres
-from workshop.state import lock
+from workshop.shop.files import read_manifest, version_of_data
+from workshop.shop.mongo_loader import seed_mongo, seeded_mongo
+from workshop.shop.postgres_loader import seed_postgres, seeded_postgres
 
 
-def ensure(servers: Servers, scale: float | None = None) -> None:
-    """Seed what is not seeded yet, PostgreSQL and MongoDB at the same time.
+def ensure(servers: Servers, scale: float | None = None, *, anew: bool = False) -> None:
+    """Seed what is not seeded yet, PostgreSQL and MongoDB at the same time; `anew`: also what is.
 
-    Without a `scale` a shop that is there keeps its own; a missing one is made at the scale of the other store,
-    or at 1. A shop that was loaded from other files than those in data/ now is replaced.
+    Without a `scale` a shop that is there keeps its own; a missing one is made at the scale of the other store, or at
+    1. A shop that was loaded from other files than those in data/ now is replaced. Seeding anew happens beside the shop
+    that is there and takes its place in the last step: copies that are open stay as they are.
     """
-    records = [seeded_postgres(servers.postgres), seeded_mongo(servers.mongo)]
-    wanted = scale or next((record["scale"] for record in records if record), 1.0)
+    seeders = {"postgres": (seeded_postgres, seed_postgres), "mongo": (seeded_mongo, seed_mongo)}
+    wanted = {name: seeders[name] for name in seeders if name in servers}
+    urls = {name: servers.services[name].url for name in wanted}
+    records = {name: seeded(urls[name]) for name, (seeded, _) in wanted.items()}
+    scale = scale or next((record["scale"] for record in records.values() if record), 1.0)
     version = version_of_data(read_manifest())
-    if all(record and (record["scale"], record["version"]) == (wanted, version) for record in records):
+    missing = [n for n, r in records.items() if anew or not r or (r["scale"], r["version"]) != (scale, version)]
+    if not missing:
         return
-    with lock("seed.lock", 1800), ThreadPoolExecutor(2) as pool:
-        loading = [
-            pool.submit(seed_postgres, servers.postgres, wanted),
-            pool.submit(seed_mongo, servers.mongo, scale=wanted),
-        ]
+    with ThreadPoolExecutor(len(missing)) as pool:
+        loading = [pool.submit(wanted[name][1], urls[name], scale=scale, anew=anew) for name in missing]
     for future in loading:
         future.result()
 
@@ -51,13 +51,3 @@ def status(postgres: Service | None, mongo: Service | None) -> dict[str, Any]:
     found = [record for record in records if record]
     rows = {table: count for record in found for table, count in record["rows"].items()}
     return {"scale": found[0]["scale"] if found else None, "rows": rows}
-
-
-def remove(servers: Servers) -> None:
-    """Drop the seeded shop from both stores; what the workbook did not make stays."""
-    with connect(servers.postgres) as admin:
-        _drop_ours(admin, DATABASE)
-    with _client(servers.mongo) as client:
-        if client[DATABASE][_META].find_one():
-            for collection in (PROFILES, _LOADING, _META):
-                client[DATABASE].drop_collection(collection)

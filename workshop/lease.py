@@ -1,0 +1,199 @@
+"""Leases: who has a sandbox is known to the servers themselves, from whichever machine or container it was made.
+
+A lease is a session of its own, held by the lesson's process: when that ends, however it ends, the server closes
+the session, and whoever looks next finds the sandbox without a lease. A process that is paused keeps its session.
+
+* PostgreSQL: an advisory lock, which everybody sees in pg_locks.
+* MongoDB: a connection under the sandbox's name, which the same user sees in $currentOp, and besides a time in the
+  sandbox, by the server's clock, until which the lease holds for those who cannot see the connection.
+* Redis: a connection with a name in CLIENT LIST, and besides a time in a registry, as for MongoDB.
+
+A thread looks every RENEW_S seconds whether the sessions are there, and takes them again after the network or the
+server was away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import psycopg
+import redis
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+from sqlalchemy import URL
+
+from workshop.servers import mongo_server, redis_server
+from workshop.servers.postgres_server import connect_common
+
+RENEW_S = 15.0
+HOLDS_S = 120  # without a sign of life, where connections cannot be seen
+OWNER = "workshop_sandbox"  # a collection with one document, in each MongoDB sandbox
+
+
+class Renewal:
+    """A thread that calls `renew` every RENEW_S seconds until it is stopped, or the process ends."""
+
+    def __init__(self, renew: Callable[[], None]) -> None:
+        self._renew = renew
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="workshop-lease", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(RENEW_S):
+            # Whatever is wrong with a server, the next turn may find it well again.
+            with suppress(psycopg.Error, PyMongoError, redis.RedisError, OSError):
+                self._renew()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join(10)
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------------------------------
+
+
+def key_of(name: str) -> tuple[int, int]:
+    """Two numbers for the advisory lock of a sandbox, as pg_locks shows them: 0 to 2**32 - 1."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 32) if number >= 1 << 31 else number
+
+
+class PostgresLease:
+    """The lease of the PostgreSQL database `name`."""
+
+    def __init__(self, url: URL, name: str) -> None:
+        self.url, self.name = url, name
+        self._connection = self._take()
+
+    def _take(self) -> psycopg.Connection:
+        connection = connect_common(self.url)
+        # A laptop that sleeps for a night does not answer the server's probes.
+        connection.execute("SET tcp_keepalives_idle = 86400")
+        connection.execute("SELECT pg_advisory_lock(%s, %s)", [_signed(part) for part in key_of(self.name)])
+        return connection
+
+    def renew(self) -> None:
+        try:
+            self._connection.execute("SELECT 1")
+        except psycopg.Error:
+            self._connection.close()
+            self._connection = self._take()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def postgres_leases(connection: psycopg.Connection) -> set[tuple[int, int]]:
+    """The keys of all leases that are held, whichever database their sessions are in."""
+    locks = "SELECT classid::bigint, objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2"
+    return set(connection.execute(locks).fetchall())
+
+
+def take_abandoned(connection: psycopg.Connection, name: str, held: set[tuple[int, int]]) -> bool:
+    """Take the lease of the sandbox `name` if nobody holds it: then the taker may drop it. `connection` is common."""
+    key = key_of(name)
+    if key in held:
+        return False
+    return connection.execute("SELECT pg_try_advisory_lock(%s, %s)", [_signed(part) for part in key]).fetchone()[0]
+
+
+# --- MongoDB ------------------------------------------------------------------------------------------------------
+
+
+class MongoLease:
+    """The lease of the MongoDB database `name`."""
+
+    def __init__(self, url: str, name: str) -> None:
+        # A single connection, so that it is this one that stays open.
+        self._client = mongo_server.connect(url, appname=name, maxPoolSize=1)
+        self._owner = self._client[name][OWNER]
+        self.renew()
+
+    def renew(self) -> None:
+        until = {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": HOLDS_S}}
+        mark = {"until": until, "users": {"$literal": _users(self._client)}}
+        self._owner.update_one({"_id": "owner"}, [{"$set": mark}], upsert=True)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _users(client: MongoClient) -> list[str]:
+    """Who `client` is to the server."""
+    status = client.admin.command("connectionStatus")["authInfo"]
+    return sorted(f"{user['db']}.{user['user']}" for user in status["authenticatedUsers"])
+
+
+def mongo_lease_holds(client: MongoClient, name: str) -> bool:
+    """Whether somebody holds the lease of the database `name`; also when it is not marked as a sandbox."""
+    owner = client[name][OWNER]
+    mark = owner.find_one({"_id": "owner"})
+    if mark is None:
+        return True
+    try:
+        seen = client.admin.aggregate(
+            [{"$currentOp": {"allUsers": False, "idleConnections": True}}, {"$match": {"appName": name}}]
+        )
+        if list(seen):
+            return True
+        if mark.get("users") and mark["users"] == _users(client):
+            return False  # we would see the holder's connection
+    except PyMongoError:
+        pass
+    return owner.find_one({"_id": "owner", "$expr": {"$gt": ["$until", "$$NOW"]}}) is not None
+
+
+# --- Redis --------------------------------------------------------------------------------------------------------
+
+REGISTRY = "workshop:sandboxes"  # a hash in the URL's own database: database number -> until when, in the server's time
+
+
+def _redis_name(number: int) -> str:
+    return f"workshop-lease-{number}"
+
+
+class RedisLease:
+    """The lease of the Redis database `number`; `taken` says whether it was free."""
+
+    def __init__(self, url: str, number: int) -> None:
+        self.number = number
+        self._client = redis_server.connect(url, client_name=_redis_name(number), max_connections=1)
+        self.taken = bool(self._client.hsetnx(REGISTRY, str(number), self._until()))
+
+    def _until(self) -> int:
+        return self._client.time()[0] + HOLDS_S
+
+    def renew(self) -> None:
+        self._client.hset(REGISTRY, str(self.number), str(self._until()))
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def redis_leases(client: redis.Redis) -> dict[int, bool]:
+    """The databases in the registry, and whether somebody holds each one's lease. `client` is on the URL's own one."""
+    registered = client.hgetall(REGISTRY)
+    if not registered:
+        return {}
+    now = client.time()[0]
+    try:
+        names = {entry["name"] for entry in client.client_list()}
+        return {int(number): _redis_name(int(number)) in names for number in registered}
+    except redis.exceptions.NoPermissionError:
+        return {int(number): until.isdecimal() and int(until) > now for number, until in registered.items()}
+
+
+def free_redis(url: str, database_url: str, number: int) -> None:
+    """Empty a database and take it out of the registry."""
+    with redis_server.connect(database_url) as client:
+        client.flushdb()
+    with redis_server.connect(url) as client:
+        client.hdel(REGISTRY, str(number))
