@@ -9,9 +9,7 @@ from psycopg import sql
 from pymongo.collection import Collection
 from sqlalchemy import Connection
 
-from workshop.shop.files import PROFILES, TABLES, canonical, copy_columns, profile_lines, table_stream
-
-
+from workshop.shop.files import canonical, copy_columns
 
 
 def table_checksum(connection: Connection | psycopg.Connection, table: str) -> str:

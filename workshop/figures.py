@@ -24,7 +24,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from workshop.measure.result import SMALLEST_GAIN, Comparison
+from workshop.measure.result import CLEAR_GAIN, Comparison
 from workshop.table import significant
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ P = ParamSpec("P")
 
 # Vermillion and blue (darkened for text) differ in lightness too: 0.39 and 0.28 in grey; every arm also has
 # its own row.
-COLOURS = {"before": "#c2500a", "after": "#00558c", "floor": "#6b6b6b"}
+COLOURS = {"before": "#c2500a", "after": "#00558c", "lower_bound": "#6b6b6b"}
 INK = "#222222"
 FAINT = "#6b6b6b"
 BAND = "#e3e3e3"
@@ -262,16 +262,16 @@ def comparison(result: Comparison, title: str | None = None, *, gap_note: str | 
         solid,
         10.5,
     )
-    if result.to_floor is not None:
-        text = result._to_floor_text()
-        style = "-" if text == "after is at the floor" else "-|>"
+    if result.to_lower_bound is not None:
+        text = result.lower_bound_finding
+        style = "-" if result.at_lower_bound else "-|>"
         dashed = {"color": FAINT, "linewidth": 1.1, "linestyle": (0, (4, 3))}
         whole = f"{text}: {gap_note}" if gap_note and style != "-" else text
         _gap(
             ax,
             1.5,
             medians["after"] / size,
-            medians["floor"] / size,
+            medians["lower_bound"] / size,
             _two_lines(ax, whole, 9.5),
             style,
             dashed,
@@ -350,21 +350,21 @@ def distance(
     points: Sequence[tuple[float, float, float, float]],
     title: str | None = None,
     *,
-    noise_floor: float = SMALLEST_GAIN,
-    nearest_name: str = "loopback",
+    noise: float = CLEAR_GAIN,
+    nearest: str = "loopback",
 ) -> Figure:
     """Draw the gain against the network's round-trip time.
 
-    `points`: (round trip in ms, ratio, low, high) each, the nearest first, which is called `nearest_name`. The grey
+    `points`: (round trip in ms, ratio, low, high) each, the nearest first, which is called `nearest`. The grey
     band is where no gain can be claimed.
     """
     if not points:
         raise ValueError("distance needs at least one point (round_trip_ms, ratio, low, high), found none.")
-    nearest = min((p[0] for p in points if p[0] > 0), default=0.05)
+    closest = min((p[0] for p in points if p[0] > 0), default=0.05)
     # A round trip of 0 has no place on a log axis: loopback stands where the nearest measured one would.
-    trips = np.array([p[0] if p[0] > 0 else min(0.05, nearest / 4) for p in points])
+    trips = np.array([p[0] if p[0] > 0 else min(0.05, closest / 4) for p in points])
     ratio, low, high = (np.array([p[i] for p in points], dtype=float) for i in (1, 2, 3))
-    threshold = max(SMALLEST_GAIN, noise_floor)
+    threshold = max(CLEAR_GAIN, noise)
 
     fig, ax = _new(3.8, 7.0)
     ax.set_xscale("log")
@@ -381,13 +381,13 @@ def distance(
     else:
         ax.set_ylim(0, top * 1.18)
         ax.yaxis.set_major_formatter(FuncFormatter(_plain))
-    names = [nearest_name] + [_milliseconds(t) + _place(t) for t in trips[1:]]
+    names = [nearest] + [_milliseconds(t) + _place(t) for t in trips[1:]]
     ax.xaxis.set_major_locator(FixedLocator(list(trips)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, i: names[i] if i is not None and i < len(names) else ""))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("network distance (round trip, ms, log scale)")
     ax.set_ylabel(f"gain (times{', log scale' if log else ''})")
-    wording = f"{significant(ratio[0])}x on {nearest_name}, {significant(ratio[-1])}x at {_milliseconds(trips[-1])} ms"
+    wording = f"{significant(ratio[0])}x on {nearest}, {significant(ratio[-1])}x at {_milliseconds(trips[-1])} ms"
     _layout(fig, ax, title if title is not None else f"The gain at your distance: {wording}", names=False)
     _thin_labels(ax, list(trips), names)
 
@@ -413,7 +413,7 @@ def distance(
     # The band's name stands where the curve is farthest from it.
     at_left = abs(math.log(ratio[order][0])) >= abs(math.log(ratio[order][-1]))
     ax.annotate(
-        "noise floor",
+        "noise",
         (0.0 if at_left else 1.0, threshold),
         xycoords=blended_transform_factory(ax.transAxes, ax.transData),
         xytext=(5 if at_left else -5, 3),
@@ -445,14 +445,14 @@ def gains(records: Sequence[Mapping[str, Any]], title: str | None = None) -> Fig
     """Draw each comparison's gain with its interval, the greatest first; the height grows with their number.
 
     `records`: results as kept by `results.append` (keys lesson, name, ratio, interval, verdict, and
-    noise_floor if known).
+    noise if known).
     """
     if not records:
         raise ValueError("gains needs at least one record, found none: run a notebook first.")
     records = sorted(records, key=lambda r: r["ratio"], reverse=True)
     low = min(r["interval"][0] for r in records)
     high = max(r["interval"][1] for r in records)
-    threshold = max(SMALLEST_GAIN, *(r.get("noise_floor") or 1.0 for r in records))
+    threshold = max(CLEAR_GAIN, *(r.get("noise") or 1.0 for r in records))
     left, right = min(low, 1 / threshold) / 1.15, max(high, threshold)
     right *= max((right / left) ** 0.2, 1.15)
 

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import atexit
-import html
 import os
 import platform
-import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-import psycopg
-import pymongo
-import redis
 from sqlalchemy import URL, NullPool, create_engine
 
 from workshop import exercise, figures, plan, results, sandbox
 from workshop.far import distances
 from workshop.far.servers import FarServers, pinging, round_trip
-from workshop.measure.compare import compare, noise_floor
+from workshop.measure.compare import compare
 from workshop.measure.result import Comparison
 from workshop.observe.observation import Observation
 from workshop.observe.observer import Observer
-from workshop.servers.lifecycle import up
-from workshop.servers.postgres_server import dsn
+from workshop.servers import mongo_server, redis_server
+from workshop.servers.lifecycle import NAMES, up
+from workshop.servers.postgres_server import connect, dsn
 from workshop.servers.service import Servers
 from workshop.shop import seed
-from workshop.shop.postgres_loader import seeded_postgres
 from workshop.state import WorkshopError, state_dir
-from workshop.table import seconds
+from workshop.table import Table, seconds
 
-SERVERS = ("postgres", "mongo", "redis")
 _open: dict[str, Lesson] = {}  # this process's lessons: running the first cell again replaces the sandbox
 
 
@@ -47,19 +41,19 @@ class Lesson:
         self.wanted = tuple(wanted)
         self._sandbox = sandbox.create(servers, name.split("-")[0], wanted)
         self._watcher: subprocess.Popen = sandbox.watch(self._sandbox)
+        self._mongo = mongo_server.connect(self.mongo_url) if "mongo" in wanted else None
+        self._redis = redis_server.connect(self.redis_url, decode_responses=True) if "redis" in wanted else None
         self.observer = Observer(
             postgres=servers.postgres if "postgres" in wanted else None,
             database=self._sandbox.name,
-            mongo=pymongo.MongoClient(self.mongo_url)[self._sandbox.name] if "mongo" in wanted else None,
-            redis=redis.Redis.from_url(self.redis_url, decode_responses=True) if "redis" in wanted else None,
+            mongo=self._mongo[self._sandbox.name] if self._mongo is not None else None,
+            redis=self._redis,
             replicas=servers.replicas,
         )
         self._wait_for_replicas()
         with pinging(self, self.wanted[0]) as ping:
             self.round_trip_s = round_trip(ping)
-            # Of three controls the middle one: a moment's load must not set the bar for the whole session.
-            self.noise_floor = statistics.median(noise_floor(ping, budget_s=0.7) for _ in range(3))
-        self.data = seeded_postgres(servers.postgres) or {}
+        self.data = seed.status(*(servers.services.get(copied) for copied in ("postgres", "mongo")))
 
     def _need(self, server: str) -> None:
         if server not in self.wanted:
@@ -83,12 +77,13 @@ class Lesson:
         """Wait until each replica has replayed all that the primary has written, the sandbox's copy included."""
         if not self.servers.replicas:
             return
-        with psycopg.connect(dsn(self.servers.postgres), autocommit=True) as primary:
+        with connect(self.servers.postgres) as primary:
             written = primary.execute("SELECT pg_current_wal_flush_lsn()").fetchone()[0]
         give_up = time.monotonic() + deadline_s
         for number, url in enumerate(self.servers.replicas, 1):
-            with psycopg.connect(dsn(url), autocommit=True) as replica:
-                behind = "SELECT pg_last_wal_replay_lsn() < %s"
+            with connect(url) as replica:
+                # NULL, before anything was replayed, is behind too.
+                behind = "SELECT coalesce(pg_last_wal_replay_lsn(), '0/0') < %s"
                 paused_long = time.monotonic() + 10
                 while replica.execute(behind, [written]).fetchone()[0]:
                     if time.monotonic() > paused_long:
@@ -132,18 +127,18 @@ class Lesson:
     def observe(self, *names: str) -> AbstractContextManager[Observation]:
         """`with lesson.observe() as seen:` counts what servers and drivers see until the block ends.
 
-        `names` are counters that the table shows in any case, see `observe.COUNTERS`.
+        `names` are counters that the table shows in any case, see `observe.observation.COUNTERS`.
         """
         return self.observer.watch(*names)
 
     def compare(
-        self, before: Callable, after: Callable, floor: Callable | None = None, *, name: str = "", **options
+        self, before: Callable, after: Callable, lower_bound: Callable | None = None, *, name: str = "", **options
     ) -> Comparison:
-        """Measure `before` against `after`, see `measure.compare`; the result is kept for `report`.
+        """Measure `before` against `after`, see `measure.compare.compare`; the result is kept for `report`.
 
         `name` tells several comparisons of one lesson apart; running one again replaces it in the report.
         """
-        result = compare(before, after, floor, name=name, noise_floor=self.noise_floor, **options)
+        result = compare(before, after, lower_bound, name=name, **options)
         self._keep(result)
         return result
 
@@ -154,7 +149,7 @@ class Lesson:
             **result.as_record(),
             "round_trip_s": self.round_trip_s,
             "versions": self.versions,
-            "scale": self.data.get("scale"),
+            "scale": self.data["scale"],
             "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             **more,
@@ -180,7 +175,7 @@ class Lesson:
     ) -> distances.Distances:
         """Measure the gain at several network distances; each comparison is kept for `report`.
 
-        `arms(far)` is called once per distance and returns (before, after) or (before, after, floor); engines and
+        `arms(far)` is called once per distance and returns (before, after) or (before, after, lower_bound); engines and
         clients that it makes from `far.postgres`, `far.redis_url` ... may be left to the garbage collector, or closed
         by `far.at_end(engine.dispose)`. `round_trips_ms` are added to the network's own; 0 is that alone. `budget_s`
         is for the pairs at one distance, of which there are at least 6. Other options are those of `measure.compare`.
@@ -188,10 +183,10 @@ class Lesson:
         started_here = all(service.source != "url" for service in self.servers.services.values())
         nearest = "loopback" if started_here else "your network"
 
-        def measure_one(before, after, floor, *, added_ms, round_trip_s, **options):
+        def measure_one(before, after, lower_bound, *, added_ms, round_trip_s, **options):
             at = f"{name}, at {added_ms:g} ms" if added_ms else f"{name}, on {nearest}"
-            result = compare(before, after, floor, name=at, noise_floor=self.noise_floor, **options)
-            self._keep(result, round_trip_s=round_trip_s, series=name, added_round_trip_ms=added_ms)
+            result = compare(before, after, lower_bound, name=at, **options)
+            self._keep(result, round_trip_s=round_trip_s, series=name, added_round_trip_ms=added_ms, nearest=nearest)
             return result
 
         return distances.compare_at_distances(
@@ -211,9 +206,17 @@ class Lesson:
         engine = create_engine(self.postgres, poolclass=NullPool)
         return plan.explain(engine, statement, params, **options)
 
-    def check(self, candidate: Callable, expected, goals: dict[str, int], **options) -> exercise.Verdict:
+    def check(
+        self,
+        candidate: Callable,
+        expected,
+        at_most: Mapping[str, int],
+        at_least: Mapping[str, int] | None = None,
+        **options,
+    ) -> exercise.Verdict:
         """Judge a solution by its answer and by what the servers counted, see `exercise.check`."""
-        return exercise.check(candidate, expected, observer=self.observer, goals=goals, **options)
+        options |= {"at_most": at_most, "at_least": at_least}
+        return exercise.check(candidate, expected, observer=self.observer, **options)
 
     def bars(self, values: dict[str, float], title: str, xlabel: str, **options):
         """A labelled bar for each counter, see `figures.bars`."""
@@ -221,48 +224,50 @@ class Lesson:
 
     def close(self) -> None:
         """Give the sandbox back now, instead of at the kernel's end."""
+        atexit.unregister(self.close)
+        self.observer.close()
+        for client in (self._mongo, self._redis):
+            if client is not None:
+                client.close()
+        self._sandbox.release()
         if self._watcher.poll() is None:
             self._watcher.stdin.close()
             self._watcher.wait(30)
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def table(self) -> Table:
+        """What is displayed: where the lesson runs."""
         where = [
             f"{name} {service.version} ({'your server' if service.source == 'url' else 'started here'})"
             for name, service in self.servers.services.items()
         ]
-        copied = {name: self.servers.services[name] for name in ("postgres", "mongo") if name in self.wanted}
-        shop = seed.status(copied.get("postgres"), copied.get("mongo"))
-        rows = ", ".join(f"{count:,} {table}" for table, count in shop["rows"].items())
-        return [
+        rows = ", ".join(f"{count:,} {table}" for table, count in self.data["rows"].items())
+        facts = [
             ("lesson", self.name),
             ("servers", ", ".join(where)),
-            ("your copy of the shop", rows),
+            ("your copy of the shop", rows or "an empty Redis database"),
             ("round trip", f"{seconds(self.round_trip_s)} to {self.wanted[0]} and back"),
-            ("noise floor", f"{self.noise_floor:.2f}x: below this, two runs of the same code differ too"),
         ]
+        return Table(("", ""), facts)
 
     def __repr__(self) -> str:
-        return "\n".join(f"{label}: {value}" for label, value in self._facts())
+        return "\n".join(f"{label}: {value}" for label, value in self.table().rows)
 
     def _repr_html_(self) -> str:
-        cells = (
-            f"<tr><th style='text-align:left'>{html.escape(label)}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for label, value in self._facts()
-        )
-        return f"<table>{''.join(cells)}</table>"
+        return self.table()._repr_html_()
 
 
 def open_lesson(name: str, *, servers: Sequence[str] = ("postgres",), replicas: int = 0) -> Lesson:
-    """Start what is not running, seed it where needed, and give this notebook its own copy of the shop.
+    """Start those of `servers` that are not running, seed them, and give this notebook its own copy of the shop.
 
-    `name` is the notebook's, for instance "02-connection-pooling". `servers` says which copies it needs, of
-    "postgres", "mongo" and "redis"; the round trip is that of the first. The copies go when the kernel does.
+    `name` is the notebook's, for instance "02-connection-pooling". `servers` says which it needs, of "postgres",
+    "mongo" and "redis"; the round trip is that of the first. The copies go when the kernel does.
+
+    Raises WorkshopError, in one sentence, when a server cannot be had, and ValueError for a name that is no server's.
     """
-    unknown = [server for server in servers if server not in SERVERS]
+    unknown = [server for server in servers if server not in NAMES]
     if unknown or not servers:
-        raise ValueError(f"servers are of {', '.join(SERVERS)}, not {', '.join(unknown) or 'none'}")
-    running = up(replicas)
+        raise ValueError(f"servers are of {', '.join(NAMES)}, not {', '.join(unknown) or 'none'}")
+    running = up(servers, replicas)
     seed.ensure(running)
     if name in _open:
         _open.pop(name).close()

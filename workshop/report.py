@@ -23,18 +23,18 @@ KEYS = (
     "name",
     "before_s",
     "after_s",
-    "floor_s",
+    "lower_bound_s",
     "ratio",
     "interval",
     "verdict",
-    "noise_floor",
+    "noise",
     "round_trip_s",
     "versions",
     "scale",
     "at",
 )
 
-HEADINGS = ("lesson", "comparison", "before", "after", "floor", "gain (interval)", "verdict")
+HEADINGS = ("lesson", "comparison", "before", "after", "lower bound", "gain (interval)", "verdict")
 _NUMBERS = {2, 3, 4, 5}  # columns that are aligned on the right
 
 Record = Mapping[str, Any]
@@ -63,13 +63,13 @@ def _distances_together(records: Sequence[Record]) -> list[Record]:
 
 def _cells(record: Record) -> tuple[str, ...]:
     low, high = record["interval"]
-    floor = record.get("floor_s")
+    bound = record.get("lower_bound_s")
     return (
         str(record.get("lesson") or ""),
         str(record.get("name") or ""),
         seconds(record["before_s"]),
         seconds(record["after_s"]),
-        seconds(floor) if floor is not None else "-",
+        seconds(bound) if bound is not None else "-",
         f"{significant(record['ratio'])}x ({significant(low)} to {significant(high)})",
         str(record["verdict"]),
     )
@@ -121,8 +121,8 @@ def _image(figure: Any, alt: str) -> str:
 def _facts(record: Record) -> str:
     """What the numbers were measured on, in one line."""
     facts = []
-    if record.get("noise_floor"):
-        facts.append(f"noise floor {record['noise_floor']:.2f}x")
+    if record.get("noise"):
+        facts.append(f"noise {record['noise']:.3f}x")
     if record.get("round_trip_s") is not None:
         facts.append(f"round trip {seconds(record['round_trip_s'])}")
     if record.get("scale") is not None:
@@ -139,7 +139,7 @@ def _pairs(mapping: Mapping[str, Any]) -> str:
 
 
 def figure(records: Sequence[Record], path: Path) -> None:
-    """Write a picture (PNG or SVG, by the file's ending) of each lesson's largest gain among those with a floor.
+    """Write a picture (PNG or SVG, by the file's ending) of each lesson's largest gain among those with a lower bound.
 
     Raises WorkshopError when no lesson has one.
     """
@@ -147,7 +147,7 @@ def figure(records: Sequence[Record], path: Path) -> None:
 
     largest: dict[str, Record] = {}
     for record in _best_first(records):
-        if record["verdict"] == "faster" and record.get("floor_s") and not _added_ms(record):
+        if record["verdict"] == "faster" and record.get("lower_bound_s") and not _added_ms(record):
             largest.setdefault(record["lesson"], record)
     if not largest:
         raise WorkshopError(EMPTY)
@@ -196,7 +196,14 @@ def html(records: Sequence[Record], path: Path) -> None:
                 far = [r for r in ordered if r.get("series") and _series(r) == _series(record)]
                 points = [(1e3 * (r.get("round_trip_s") or 0.0), r["ratio"], *r["interval"]) for r in far]
                 alt = f"{title}: gain at " + ", ".join(f"{t:.2g} ms {significant(x)}x" for t, x, _, _ in points)
-                body.append(_image(figures.distance(points, noise_floor=record.get("noise_floor") or 1.0), alt))
+                body.append(
+                    _image(
+                        figures.distance(
+                            points, noise=record.get("noise") or 1.0, nearest=record.get("nearest") or "loopback"
+                        ),
+                        alt,
+                    )
+                )
             body.append(f"<p><small>{_facts(record)}</small></p>")
     text = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

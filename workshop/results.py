@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import warnings
@@ -9,11 +10,6 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # Windows: O_APPEND and one write alone must do
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FILE", "append", "latest", "read"]
 
@@ -33,11 +29,9 @@ def append(record: Mapping[str, Any], path: Path) -> None:
         raise ValueError(f"a result must be plain JSON, found {error}.") from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # O_BINARY exists on Windows only, where text mode would write \r\n.
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file is closed, even if this process dies
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file is closed, even if this process dies
         size = os.lseek(handle, 0, os.SEEK_END)
         if size:
             os.lseek(handle, size - 1, os.SEEK_SET)
@@ -70,10 +64,22 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
             unreadable += i < len(lines) - 1
         else:
-            records.append(record)
+            records.append(_renamed(record))
     if unreadable:
         warnings.warn(f"{Path(path).name}: {unreadable} unreadable line(s) left out.", stacklevel=2)
     return records
+
+
+# What earlier versions of the workbook called it.
+_RENAMED = {"floor_s": "lower_bound_s", "noise_floor": "noise", "to_floor": "to_lower_bound"}
+
+
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record under the names of today."""
+    samples = record.get("samples")
+    if isinstance(samples, dict) and "floor" in samples:
+        record["samples"] = {"lower_bound" if arm == "floor" else arm: taken for arm, taken in samples.items()}
+    return {_RENAMED.get(key, key): value for key, value in record.items()}
 
 
 def latest(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

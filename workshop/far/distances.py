@@ -41,11 +41,15 @@ class Distances:
 
     def table(self) -> Table:
         """What is displayed: times are medians per unit of each comparison."""
-        floor = any(c.floor_s is not None for c in self.comparisons)
-        headings = ["network", "round trip", "before", "after", *(["floor"] if floor else []), "gain (interval)"]
+        bounded = any(c.lower_bound_s is not None for c in self.comparisons)
+        headings = ["network", "round trip", "before", "after", *(["lower bound"] * bounded), "gain (interval)"]
         rows = []
         for added, trip, c in zip(self.added_ms, self.round_trips_s, self.comparisons, strict=True):
-            times = [seconds(c.before_s), seconds(c.after_s), *([seconds(c.floor_s)] if c.floor_s is not None else [])]
+            times = [
+                seconds(c.before_s),
+                seconds(c.after_s),
+                *([seconds(c.lower_bound_s)] if c.lower_bound_s is not None else []),
+            ]
             low, high = map(significant, c.interval)
             mark = "~ " if c.verdict == "~" else ""
             where = f"+{added:g} ms" if added else self.nearest
@@ -62,8 +66,8 @@ class Distances:
         """Draw the gain against the round trip; `title` says the finding."""
         from workshop import figures  # matplotlib is slow to import
 
-        noise_floor = max(c.noise_floor for c in self.comparisons)
-        return figures.distance(self.points, title, noise_floor=noise_floor, nearest_name=self.nearest)
+        noise = max(c.noise for c in self.comparisons)
+        return figures.distance(self.points, title, noise=noise, nearest=self.nearest)
 
 
 def compare_at_distances(
@@ -79,7 +83,7 @@ def compare_at_distances(
 ) -> Distances:
     """Measure what `arms` returns at each distance; `Lesson.compare_at_distances` says the rest.
 
-    `measure_one(before, after, floor, added_ms=, round_trip_s=, **options)` measures at one distance.
+    `measure_one(before, after, lower_bound, added_ms=, round_trip_s=, **options)` measures at one distance.
     """
     trips = sorted({checked_round_trip(trip) for trip in round_trips_ms})
     if not trips:
@@ -90,7 +94,7 @@ def compare_at_distances(
             work = arms(far)
             if not isinstance(work, Sequence) or not 2 <= len(work) <= 3 or not all(map(callable, work)):
                 raise ValueError(
-                    f"arms must return (before, after) or (before, after, floor), functions, found {work!r}."
+                    f"arms must return (before, after) or (before, after, lower_bound), functions, found {work!r}."
                 )
             trip = near_round_trip_s
             if added:
@@ -101,10 +105,10 @@ def compare_at_distances(
                     )
                 with pinging(far, far.servers[0]) as ping:
                     trip = round_trip(ping, budget_s=PINGS_S)
-            floor = work[2] if len(work) == 3 else None
-            result = measure_one(work[0], work[1], floor, added_ms=added, round_trip_s=trip, **options)
+            lower_bound = work[2] if len(work) == 3 else None
+            result = measure_one(work[0], work[1], lower_bound, added_ms=added, round_trip_s=trip, **options)
             found.added_ms.append(added)
             found.round_trips_s.append(trip)
             found.comparisons.append(result)
-            del work, floor
+            del work, lower_bound
     return found

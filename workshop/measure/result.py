@@ -160,7 +160,7 @@ class Comparison:
     def table(self) -> Table:
         """What is displayed: a row for each arm, and the finding as a note."""
         rows = [(self.label(arm), seconds(self.median(arm))) for arm in self.arms]
-        finding = self.finding + (f"; after takes {self.lower_bound_finding}" if self.to_lower_bound else "")
+        finding = self.finding + (f"; after is {self.lower_bound_finding}" if self.to_lower_bound else "")
         headings = ("way", f"median time per {self.unit}")
         return Table(headings, rows, [finding, self.method], caption=self.name, right=(1,))
 

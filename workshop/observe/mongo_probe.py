@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pymongo
@@ -13,12 +14,13 @@ from pymongo import monitoring
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
-from workshop.observe.observation import DEADLINE, Observation, ObserveError
+from workshop.observe.observation import DEADLINE, Observation
 
 _PROFILE_BYTES = 32 * 1024 * 1024
 # an unusual limit, by which a profile left by an interrupted notebook is known as the workbook's own
 _PROFILE_DOCUMENTS = 1_000_003
 _COMMENT = "workshop observer"
+_UNAUTHORIZED = 13
 _UNHEARD = {"killCursors", "endSessions", "saslStart", "saslContinue", "authenticate"}
 _ADMIN_COMMANDS = {"commitTransaction", "abortTransaction", "bulkWrite"}
 
@@ -58,99 +60,133 @@ class _Commands(monitoring.CommandListener):
 
 _commands = _Commands()
 _registered = False
-_profiling: dict[tuple[Any, str], list[Any]] = {}  # (server, database): [blocks that are open, settings before]
-_profiling_lock = threading.RLock()
+
+
+@dataclass
+class _Profiler:
+    """A profiler that this process has switched on: for how many blocks, and the settings that it had before."""
+
+    blocks: int
+    settings: dict[str, Any]
+
+
+_profilers: dict[tuple[str, str], _Profiler] = {}  # by the server's process and the database
+_lock = threading.Lock()
 
 
 def _listen() -> None:
     """Register the listener, once per process, for every client created from now on."""
     global _registered
-    with _profiling_lock:
+    with _lock:
         if not _registered:
             monitoring.register(_commands)
             _registered = True
 
 
+class _CannotProfile(Exception):
+    """The profiler may not or cannot be used; the message says why."""
+
+
 class MongoProbe:
     """The counters of one MongoDB database."""
+
+    EXAMINED = ("documents_examined", "keys_examined")
 
     def __init__(self, database: Database) -> None:
         self.database = database
         _listen()
+
+    def close(self) -> None:
+        """Close the client of the database."""
+        self.database.client.close()
 
     def _run(self, command: str, value: Any, **options: Any) -> dict[str, Any]:
         return self.database.command(command, value, **options, comment=_COMMENT)
 
     @contextmanager
     def watch(self, seen: Observation) -> Iterator[None]:
-        with ExitStack() as stack:
+        profiler, first, reason = None, 0, None
+        try:
+            with pymongo.timeout(DEADLINE):
+                profiler = self._start_profiler()
+                first = self._profiled_so_far()
+        except (PyMongoError, _CannotProfile) as error:
+            reason = self._sentence(error)
+        window = _commands.open(self.database.name)
+        try:
+            yield
+        finally:
+            _commands.close(window)
+            try:
+                self._fill(seen, window[1], first, reason)
+            finally:
+                if profiler:
+                    self._stop_profiler(profiler, seen)
+
+    def _sentence(self, error: Exception) -> str:
+        """Why the profiler could not be used, and what an administrator would run."""
+        if not isinstance(error, OperationFailure) or error.code != _UNAUTHORIZED:
+            return str(error) if isinstance(error, _CannotProfile) else f"MongoDB's profiler cannot be used: {error}"
+        try:
+            with pymongo.timeout(DEADLINE):
+                user = self._run("connectionStatus", 1)["authInfo"]["authenticatedUsers"][0]
+        except (PyMongoError, LookupError):
+            user = {"user": "USER", "db": "admin"}
+        return (
+            "this account may not use the profiler; an administrator runs"
+            f' db.getSiblingDB("{user["db"]}").grantRolesToUser("{user["user"]}",'
+            ' [{role: "dbAdminAnyDatabase", db: "admin"}])'
+        )
+
+    def _start_profiler(self) -> tuple[str, str]:
+        """Switch the profiler on, or join those in this process who have; what `_stop_profiler` takes."""
+        key = (str(self._run("hello", 1)["topologyVersion"]["processId"]), self.database.name)
+        with _lock:
+            # two clients of one server must not switch its profiler off under each other
+            if key not in _profilers:
+                _profilers[key] = _Profiler(0, self._switch_on())
+            _profilers[key].blocks += 1
+        return key
+
+    def _switch_on(self) -> dict[str, Any]:
+        """Record every operation, in a system.profile of our own; return the settings before."""
+        old = self._run("profile", -1)
+        info = self.database.list_collections(filter={"name": "system.profile"}, comment=_COMMENT)
+        options = next((c["options"] for c in info), None)
+        if options is not None and options.get("max") != _PROFILE_DOCUMENTS:
+            raise _CannotProfile(
+                f"the profiler of the database {self.database.name!r} is used by someone else;"
+                " switch it off and drop system.profile there"
+            )
+        if options is not None:
+            self._run("profile", 0)
+            self._run("drop", "system.profile")
+            old["was"] = 0
+        self._run("create", "system.profile", capped=True, size=_PROFILE_BYTES, max=_PROFILE_DOCUMENTS)
+        # every operation must be recorded, whatever threshold or sampling is set
+        self._run("profile", 2, sampleRate=1.0, **({"filter": "unset"} if "filter" in old else {}))
+        return old
+
+    def _stop_profiler(self, key: tuple[str, str], seen: Observation) -> None:
+        """Leave the profiler; the last block to leave puts the settings back."""
+        with _lock:
+            profiler = _profilers[key]
+            profiler.blocks -= 1
+            if profiler.blocks:
+                return
+            del _profilers[key]
+            old = profiler.settings
             try:
                 with pymongo.timeout(DEADLINE):
-                    # two clients of one server must not switch its profiler off under each other
-                    key = (self._run("hello", 1).get("primary"), self.database.name)
-                    refused = self._start_profiler(key, stack)
-                    first = 0 if refused else self._profiled_so_far()
+                    self._run("profile", 0)
+                    self._run("drop", "system.profile")
+                    settings = {k: old[k] for k in ("slowms", "sampleRate", "filter") if k in old}
+                    self._run("profile", old["was"], **settings)
             except PyMongoError as error:
-                raise ObserveError(f"expected to switch on MongoDB's profiler; found: {error}") from error
-            window = _commands.open(self.database.name)
-            try:
-                yield
-            finally:
-                _commands.close(window)
-                try:
-                    with pymongo.timeout(DEADLINE):
-                        self._fill(seen, window[1], first, refused)
-                except PyMongoError as error:
-                    raise ObserveError(f"expected to read MongoDB's profile; found: {error}") from error
-
-    def _start_profiler(self, key: tuple, stack: ExitStack) -> str | None:
-        """Switch the profiler on and leave on the stack how to undo it; or return why it may not be used."""
-        with _profiling_lock:
-            if key not in _profiling:
-                try:
-                    old = self._run("profile", -1)
-                    info = self.database.list_collections(filter={"name": "system.profile"}, comment=_COMMENT)
-                    options = next((c["options"] for c in info), None)
-                    if options is not None and options.get("max") != _PROFILE_DOCUMENTS:
-                        return (
-                            f"the profiler of the database {self.database.name!r} is used by someone else;"
-                            " switch it off and drop system.profile there"
-                        )
-                    if options is not None:
-                        self._run("profile", 0)
-                        self._run("drop", "system.profile")
-                        old["was"] = 0
-                    self._run("create", "system.profile", capped=True, size=_PROFILE_BYTES, max=_PROFILE_DOCUMENTS)
-                    _profiling[key] = [0, old]
-                    # every operation must be recorded, whatever threshold or sampling is set
-                    self._run("profile", 2, sampleRate=1.0, **({"filter": "unset"} if "filter" in old else {}))
-                except OperationFailure as error:
-                    _profiling.pop(key, None)
-                    return (
-                        f"this MongoDB user may not use the profiler ({error.details.get('codeName', 'refused')});"
-                        f' an administrator runs db.grantRolesToUser(name, [{{role: "dbAdmin", db: "{key[1]}"}}])'
-                    )
-            _profiling[key][0] += 1
-            stack.callback(self._stop_profiler, key)
-            return None
-
-    def _stop_profiler(self, key: tuple) -> None:
-        """Put the profiler back as it was, when the last of the blocks that overlap has ended."""
-        with _profiling_lock, pymongo.timeout(DEADLINE):
-            _profiling[key][0] -= 1
-            if _profiling[key][0]:
-                return
-            _, old = _profiling.pop(key)
-            try:
-                self._run("profile", 0)
-                self._run("drop", "system.profile")
-                settings = {k: old[k] for k in ("slowms", "sampleRate", "filter") if k in old}
-                self._run("profile", old["was"], **settings)
-            except PyMongoError as error:
-                raise ObserveError(
-                    f"expected to switch MongoDB's profiler off in {self.database.name!r}; found: {error};"
+                seen._note(
+                    f"MongoDB's profiler could not be switched off in {self.database.name!r} ({error});"
                     " run db.command('profile', 0)"
-                ) from error
+                )
 
     def _profiled(self, *stages: dict[str, Any]) -> list[dict[str, Any]]:
         """Run an aggregation over the profile, leaving out what the observer did itself."""
@@ -162,12 +198,29 @@ class MongoProbe:
         found = self._profiled({"$count": "n"})
         return int(found[0]["n"]) if found else 0
 
-    def _fill(self, seen: Observation, calls: Counter[str], first: int, refused: str | None) -> None:
-        seen.count("MongoDB", calls, mongo_commands=sum(calls.values()))
-        if refused:
-            seen.absent(["documents_examined", "keys_examined"], refused)
-            return
-        entries = self._profiled_so_far()
+    def _fill(self, seen: Observation, calls: Counter[str], first: int, reason: str | None) -> None:
+        seen._count(mongo_commands=calls.total())
+        seen._commands += [("MongoDB", name, n) for name, n in calls.items()]
+        entries = first
+        if not reason:
+            try:
+                with pymongo.timeout(DEADLINE):
+                    entries = self._profiled_so_far()
+                    examined = self._examined(first, entries)
+            except (PyMongoError, _CannotProfile) as error:
+                reason = self._sentence(error)
+        if reason:
+            seen._absent(self.EXAMINED, reason)
+        else:
+            seen._count(documents_examined=examined[0], keys_examined=examined[1])
+        if entries > first and not calls:
+            seen._absent(
+                ["mongo_commands"],
+                "the MongoClient was created before the observer, or in another process; create it after",
+            )
+
+    def _examined(self, first: int, entries: int) -> tuple[int, int]:
+        """Documents and keys that the operations after the `first` ones examined."""
         sums = self._profiled(
             {"$skip": first},
             {"$group": {"_id": None, "docs": {"$sum": "$docsExamined"}, "keys": {"$sum": "$keysExamined"}}},
@@ -176,15 +229,7 @@ class MongoProbe:
         size = next(iter(storage))["storageStats"]["size"]
         # near its limit the capped collection drops its oldest entries, and the sums would be too low
         if size > _PROFILE_BYTES * 0.95 or entries < first:
-            seen.absent(
-                ["documents_examined", "keys_examined"],
-                f"the block ran more operations than a profile of {_PROFILE_BYTES >> 20} MB holds; run fewer",
+            raise _CannotProfile(
+                f"the block ran more operations than a profile of {_PROFILE_BYTES >> 20} MB holds; run fewer"
             )
-        else:
-            found = sums[0] if sums else {"docs": 0, "keys": 0}
-            seen.count("MongoDB", {}, documents_examined=int(found["docs"]), keys_examined=int(found["keys"]))
-        if entries > first and not calls:
-            seen.absent(
-                ["mongo_commands"],
-                "the MongoClient was created before the observer, or in another process; create it after",
-            )
+        return (int(sums[0]["docs"]), int(sums[0]["keys"])) if sums else (0, 0)

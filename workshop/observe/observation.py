@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from workshop.table import Table, shorten
 
@@ -29,8 +30,7 @@ COUNTERS: dict[str, str] = {
 """Every counter, in the order of the table, and the server that it comes from."""
 
 ON_REQUEST = {"transactions", "blocks", "wal_bytes"}
-"""Shown only when asked for: the sum of two others, and two numbers which differ a little between runs and
-versions."""
+"""Shown only when asked for: the sum of two others, and two numbers which differ a little between runs and versions."""
 
 SINGULAR = {
     "rows": "row",
@@ -51,46 +51,49 @@ PLURAL = {
 }
 
 
-def quantity(name: str, count: int) -> str:
-    """A counter's value in words: "1 statement", "2,000 MongoDB commands"."""
-    words = PLURAL.get(name, name)
-    if count == 1:
-        words = SINGULAR.get(name, words.removesuffix("s"))
-    return f"{count:,} {words}"
+class NotCounted:
+    """The value of a counter that could not be counted; `reason` says why, and what an administrator would run.
 
-
-class ObserveError(RuntimeError):
-    """A counter could not be read, or what was read cannot be trusted."""
-
-
-class NotCounted(float):
-    """In the place of a count that could not be taken; `reason` says why, and what an administrator would run.
-
-    It prints as "not counted" in any format, stays what it is under arithmetic, and every comparison with it is false:
-    so code that shows counts goes on where one is missing. As a float it is NaN.
+    It prints as "not counted" under any format, stays so under arithmetic, is false, and every comparison with it is
+    false, so that a cell which computes with counters runs on a server that lacks a right. As a float it is nan.
     """
 
-    reason: str
-
-    def __new__(cls, reason: str) -> NotCounted:
-        value = super().__new__(cls, "nan")
-        value.reason = reason
-        return value
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
 
     def __repr__(self) -> str:
         return "not counted"
 
-    __str__ = __repr__
-
-    def __format__(self, spec: str) -> str:
+    def __format__(self, specification: str) -> str:
         return "not counted"
 
-    def _itself(self, *_: object) -> NotCounted:
+    def __bool__(self) -> bool:
+        return False
+
+    def __float__(self) -> float:
+        return float("nan")
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def _itself(self, *_: Any) -> NotCounted:
         return self
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _itself
-    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _itself
-    __neg__ = __abs__ = __round__ = _itself
+    def _false(self, other: object) -> bool:
+        return False
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _itself
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __divmod__ = __rdivmod__ = _itself
+    __neg__ = __pos__ = __abs__ = __round__ = __floor__ = __ceil__ = _itself
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _false
+
+
+def quantity(name: str, count: int | NotCounted) -> str:
+    """A counter's value in words: `1 statement`, `2,000 MongoDB commands`."""
+    words = PLURAL.get(name, name)
+    if count == 1:
+        words = SINGULAR.get(name, words.removesuffix("s"))
+    return f"{words} not counted" if isinstance(count, NotCounted) else f"{count:,} {words}"
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,7 @@ class StatementCount:
 
 
 class Observation:
-    """The counters of one `watch()` block, each as an attribute and by `seen["name"]`; filled when the
-    block ends.
+    """The counters of one `watch()` block, each as an attribute and by `seen["name"]`; filled when the block ends.
 
     statements, rows (returned or written by them), commits, rollbacks, transactions (both together),
         connections (opened), blocks (of 8 kB, found in or read into shared buffers), wal_bytes (written by
@@ -115,9 +117,11 @@ class Observation:
     redis_commands, redis_hits, redis_misses (of key look-ups)
     mongo_commands, documents_examined, keys_examined
 
-    A counter that could not be taken is a `NotCounted`, and the table's notes say why. The table shows the counters
-    that are not zero, and those asked for by `watch("blocks")` or `seen.show("blocks", "statements")`; blocks,
-    wal_bytes and transactions only when asked for.
+    A counter that could not be counted is a `NotCounted`; `"statements" in seen` tells. LookupError or AttributeError
+    for a name that is no counter, RuntimeError for a counter read before the block has ended.
+
+    The table shows the counters that are not zero, and those asked for by `watch("blocks")` or
+    `seen.show("blocks", "statements")`. blocks, wal_bytes and transactions appear only when asked for.
     """
 
     def __init__(self, asked: Iterable[str] = ()) -> None:
@@ -128,9 +132,9 @@ class Observation:
         self._only = False
         self._done = False
         self._counts: dict[str, int] = {}
-        self._missing: dict[str, str] = {}
+        self._missing: dict[str, NotCounted] = {}
         self._notes: list[str] = []
-        self.statement_counts: list[StatementCount] = []
+        self._statements: list[StatementCount] = []
         self._commands: list[tuple[str, str, int]] = []
         self.statements_by_server: dict[str, int | NotCounted] = {}
         """Statements on "primary", "replica 1", "replica 2", ... in the order of the URLs."""
@@ -141,18 +145,14 @@ class Observation:
     def __getattr__(self, name: str) -> int | NotCounted:
         if name not in COUNTERS:
             raise AttributeError(f"{type(self).__name__} has no counter {name!r}; it has {', '.join(COUNTERS)}")
-        if not self._done:
-            raise AttributeError(f"{name} is not counted yet: read it after the with block has ended")
         return self[name]
 
     def __getitem__(self, name: str) -> int | NotCounted:
-        if name in self._counts:
-            return self._counts[name]
         if name not in COUNTERS:
-            raise KeyError(f"expected a counter among {', '.join(COUNTERS)}; found {name!r}")
+            raise LookupError(f"expected a counter among {', '.join(COUNTERS)}; found {name!r}")
         if not self._done:
-            raise KeyError(f"{name} is not counted yet: read it after the with block has ended")
-        return NotCounted(self._missing.get(name, "this observation did not ask its server"))
+            raise RuntimeError(f"{name} is not counted yet: read it after the with block has ended")
+        return self._missing[name] if name in self._missing else self._counts[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._counts
@@ -162,7 +162,7 @@ class Observation:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Every counter that was observed, zeros included."""
+        """Every counter that was counted, zeros included."""
         return {name: self._counts[name] for name in COUNTERS if name in self._counts}
 
     @property
@@ -180,14 +180,14 @@ class Observation:
 
     def by_statement(self, *, control: bool = True) -> Table:
         """PostgreSQL statements with calls and rows, most frequent first; `control`: BEGIN too."""
-        if isinstance(self["statements"], NotCounted):
-            return Table((), (), [f"statements not counted: {self['statements'].reason}"], "no statement was counted")
+        statements = self["statements"]
         rows = [
             (s.kind, s.calls, s.rows, shorten(s.text))
-            for s in sorted(self.statement_counts, key=lambda s: (s.kind != "statement", -s.calls, shorten(s.text)))
+            for s in sorted(self._statements, key=lambda s: (s.kind != "statement", -s.calls, shorten(s.text)))
             if control or s.kind == "statement"
         ]
-        return Table(("kind", "calls", "rows", "statement"), rows, empty="no statement was counted")
+        notes = [f"not counted: {statements.reason}"] if isinstance(statements, NotCounted) else []
+        return Table(("kind", "calls", "rows", "statement"), rows, notes, empty="no statement was counted")
 
     def by_command(self) -> Table:
         """Redis and MongoDB commands with their calls."""
@@ -200,15 +200,12 @@ class Observation:
         if self._only:
             names = list(self._asked)
         else:
-            names = [
-                name for name, count in self.counts.items() if name in self._asked or (count and name not in ON_REQUEST)
-            ]
+            counted = self.counts
+            names = [n for n in COUNTERS if n in self._asked or (counted.get(n) and n not in ON_REQUEST)]
         rows = [(name, self[name], COUNTERS[name]) for name in names]
-        notes = [
-            *self._notes,
-            *(f"{n} was not counted: {self._missing[n]}" for n in self._asked if n in self._missing),
-        ]
-        return Table(("counter", "count", "server"), rows, list(dict.fromkeys(notes)), "nothing was counted")
+        reasons = {self._missing[name].reason: None for name in names if name in self._missing}
+        unsaid = [f"not counted: {reason}" for reason in reasons if not any(reason in note for note in self._notes)]
+        return Table(("counter", "count", "server"), rows, [*self._notes, *unsaid], "nothing was counted")
 
     def __repr__(self) -> str:
         return repr(self.table())
@@ -216,26 +213,18 @@ class Observation:
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
 
-    def count(self, server: str, commands: Mapping[str, int], **counts: int) -> None:
-        """Record a probe's counts, and its server's `commands` for `by_command()`."""
+    def _count(self, **counts: int) -> None:
         self._counts.update(counts)
-        self._commands += [(server, name, n) for name, n in commands.items() if n]
 
-    def done(self) -> None:
-        """The block has ended: the counts may be read."""
-        self._done = True
-
-    def absent(self, names: Iterable[str], reason: str, *, note: bool = True) -> None:
+    def _absent(self, names: Iterable[str], reason: str, *, note: bool = True) -> None:
+        """These counters could not be counted, for one reason."""
+        value = NotCounted(reason)
         for name in names:
             self._counts.pop(name, None)
-            self._missing[name] = reason
+            self._missing[name] = value
         if note:
-            self.note(f"{', '.join(names)} not counted: {reason}")
+            self._note(f"{', '.join(names)} not counted: {reason}")
 
-    def note(self, sentence: str) -> None:
+    def _note(self, sentence: str) -> None:
         if sentence not in self._notes:
             self._notes.append(sentence)
-
-
-def counters_of(server: str) -> list[str]:
-    return [name for name, where in COUNTERS.items() if where == server]

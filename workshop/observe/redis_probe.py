@@ -1,139 +1,174 @@
-"""Redis's counters: INFO of the server, or the commands of this process where others use the server too."""
+"""Redis's counters: the commands that this process sends, and INFO for hits and misses."""
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import redis
+import redis as redis_driver
+from redis.asyncio.connection import AbstractConnection as AsyncConnection
+from redis.connection import AbstractConnection
 
-from workshop.observe.observation import DEADLINE, Observation, ObserveError
+from workshop.observe.observation import DEADLINE, Observation
 
 # what the observer itself sends, and what redis-py sends to open a connection
-UNCOUNTED = {"info", "hello", "auth", "select", "client", "ping"}
+_UNCOUNTED = {"info", "hello", "auth", "select", "client"}
+# what others may send, for instance to prolong a lease, without a hit or a miss
+_NO_LOOK_UP = {"ping", "expire", "pexpire", "hset", "hdel", "publish"}
+_SCRIPTS = {"eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro"}
+_installed = False
 
 
-class _Sent:
-    """Counts the commands that this process's connections send, by the database of the connection."""
+class _Commands:
+    """Counts the commands that redis-py sends in this process, for the windows that are open."""
 
     def __init__(self) -> None:
-        self.commands: Counter[tuple[int, str]] = Counter()
-        for connection in (redis.connection.AbstractConnection, redis.asyncio.connection.AbstractConnection):
-            connection.send_command = self._one(connection.send_command)
-            connection.pack_commands = self._many(connection.pack_commands)
+        self.windows: tuple[Counter[str], ...] = ()
+        self.lock = threading.Lock()
 
-    def _count(self, connection: Any, command: Any) -> None:
-        name = command.decode() if isinstance(command, bytes) else str(command)
-        self.commands[connection.db or 0, name.lower()] += 1
+    def add(self, commands: Iterable[tuple]) -> None:
+        # redis-py takes "CONFIG GET" for one argument or for two, and text or bytes
+        names = [c[0].decode() if isinstance(c[0], bytes) else str(c[0]) for c in commands]
+        counted = [name.lower() for name in names if _command(name) not in _UNCOUNTED]
+        with self.lock:
+            for window in self.windows:
+                window.update(counted)
 
-    def _one(self, send_command: Callable) -> Callable:
-        @functools.wraps(send_command)
-        def counted(connection: Any, *command: Any, **options: Any) -> Any:
-            self._count(connection, command[0])
-            return send_command(connection, *command, **options)
-
-        return counted
-
-    def _many(self, pack_commands: Callable) -> Callable:
-        @functools.wraps(pack_commands)
-        def counted(connection: Any, commands: Iterable[Any]) -> Any:
-            commands = list(commands)
-            for command in commands:
-                self._count(connection, command[0])
-            return pack_commands(connection, commands)
-
-        return counted
+    @contextmanager
+    def window(self) -> Iterator[Counter[str]]:
+        window: Counter[str] = Counter()
+        with self.lock:
+            self.windows = (*self.windows, window)
+        try:
+            yield window
+        finally:
+            with self.lock:
+                self.windows = tuple(w for w in self.windows if w is not window)
 
 
-_sent: _Sent | None = None
+_commands = _Commands()
 
 
-def _sent_by_this_process() -> _Sent:
-    global _sent
-    if _sent is None:
-        _sent = _Sent()
-    return _sent
+def _command(name: str) -> str:
+    """A command's name without its subcommand."""
+    return name.replace("|", " ").split()[0].lower()
+
+
+def _listen() -> None:
+    """Count in the two methods by which redis-py turns commands into bytes: it has no events for commands."""
+    global _installed
+    with _commands.lock:
+        if _installed:
+            return
+        _installed = True
+    for connection in (AbstractConnection, AsyncConnection):
+        connection.send_command = _counting_one(connection.send_command)
+        connection.pack_commands = _counting_many(connection.pack_commands)
+
+
+def _counting_one(send_command: Any) -> Any:
+    @functools.wraps(send_command)
+    def counting(self: Any, *command: Any, **options: Any) -> Any:
+        if _commands.windows:
+            _commands.add([command])
+        return send_command(self, *command, **options)
+
+    return counting
+
+
+def _counting_many(pack_commands: Any) -> Any:
+    @functools.wraps(pack_commands)
+    def counting(self: Any, commands: Iterable[tuple]) -> Any:
+        if _commands.windows:
+            commands = [tuple(command) for command in commands]  # a generator would be empty afterwards
+            _commands.add(commands)
+        return pack_commands(self, commands)
+
+    return counting
 
 
 class RedisProbe:
-    """The counters of one database of a Redis server.
+    """The commands of this process's redis-py clients, and the hits and misses of one Redis server."""
 
-    Redis keeps its counters for the server as a whole. They are this lesson's as long as no client of another database
-    is connected; else the commands that this process sent are counted, and hits and misses are not.
-    """
-
-    NAMES = ("redis_commands", "redis_hits", "redis_misses")
-
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis_driver.Redis) -> None:
         pool = client.connection_pool
-        wanted = {"host", "port", "path", "username", "password", "credential_provider", "protocol", "db"}
+        wanted = {"host", "port", "path", "username", "password", "credential_provider", "protocol"}
         kwargs = {k: v for k, v in pool.connection_kwargs.items() if k in wanted or k.startswith("ssl_")}
-        self.database = int(kwargs.get("db") or 0)
-        self.sent = _sent_by_this_process()
         # a pool of its own, because the lesson's client need not have a deadline
-        self.pool = redis.ConnectionPool(
+        self.pool = redis_driver.ConnectionPool(
             connection_class=pool.connection_class,
             socket_timeout=DEADLINE,
             socket_connect_timeout=DEADLINE,
-            client_name="workshop-observer",
             **kwargs,
         )
+        self.user = kwargs.get("username") or "default"
+        _listen()
 
-    def _read(self) -> tuple[Mapping[str, Any], str]:
-        """INFO's counters, empty where they may not be read; and why they are not this lesson's alone."""
-        client = redis.Redis(connection_pool=self.pool)
+    def close(self) -> None:
+        """Close the observer's own connections."""
+        self.pool.disconnect()
+
+    def read(self) -> Mapping[str, Any] | str:
+        """INFO's sections commandstats and stats, or why they cannot be read."""
         try:
-            others = {c["db"] for c in client.client_list() if not c["name"].startswith("workshop-")}
-            shared = others - {str(self.database)}
-            return client.info("commandstats", "stats"), (
-                f"{len(shared)} other database(s) of this Redis server are in use, and it counts for all together;"
-                " open the lesson on a server of its own to count"
-                if shared
-                else ""
-            )
-        except redis.exceptions.NoPermissionError:
-            reason = "this Redis account may not run INFO and CLIENT LIST; an administrator runs"
-            return {}, f"{reason} ACL SETUSER name +info +client|list"
-        except redis.RedisError as error:
-            raise ObserveError(f"expected to read Redis's counters by INFO; found: {error}") from error
+            return redis_driver.Redis(connection_pool=self.pool).info("commandstats", "stats")
+        except redis_driver.exceptions.NoPermissionError:
+            return f"this account may not run INFO; an administrator runs ACL SETUSER {self.user} +info"
+        except redis_driver.RedisError as error:
+            return f"Redis's counters cannot be read by INFO: {error}"
         finally:
-            self.pool.disconnect()
+            self.pool.disconnect()  # so that an idle observer holds no connection
 
     @contextmanager
     def watch(self, seen: Observation) -> Iterator[None]:
-        before, shared = self._read()
-        sent = self.sent.commands.copy()
-        try:
-            yield
-        finally:
-            sent = self.sent.commands - sent
-            after, shared_now = self._read()
-            if shared or shared_now:
-                self._fill_from_client(seen, sent, shared or shared_now)
-            else:
-                self._fill_from_server(seen, before, after)
+        before = self.read()
+        with _commands.window() as sent:
+            try:
+                yield
+            finally:
+                self._fill(seen, before, self.read(), sent)
 
-    def _fill_from_client(self, seen: Observation, sent: Counter[tuple[int, str]], reason: str) -> None:
-        calls = {name: n for (db, name), n in sent.items() if db == self.database and name not in UNCOUNTED}
-        seen.count("Redis", calls, redis_commands=sum(calls.values()))
-        seen.absent(("redis_hits", "redis_misses"), reason, note=False)
-        seen.note(f"redis_commands are those that this process sent: {reason}")
+    def _fill(self, seen: Observation, before: Mapping | str, after: Mapping | str, sent: Counter[str]) -> None:
+        seen._count(redis_commands=sent.total())
+        seen._commands += [("Redis", name, n) for name, n in sent.items()]
+        reason = next((reading for reading in (before, after) if isinstance(reading, str)), None)
+        reason = reason or self._doubt(before, after, sent)
+        if reason:
+            seen._absent(["redis_hits", "redis_misses"], reason)
+        else:
+            hits, misses = (after[name] - before[name] for name in ("keyspace_hits", "keyspace_misses"))
+            seen._count(redis_hits=hits, redis_misses=misses)
 
-    def _fill_from_server(self, seen: Observation, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        calls = {}
-        for key, stats in after.items():
-            name = key.removeprefix("cmdstat_")
-            if key != name and name.split("|")[0] not in UNCOUNTED:
-                calls[name.replace("|", " ")] = int(stats["calls"]) - int(before.get(key, {"calls": 0})["calls"])
-        hits = after["keyspace_hits"] - before["keyspace_hits"]
-        misses = after["keyspace_misses"] - before["keyspace_misses"]
-        gone = any(k.startswith("cmdstat_") and k not in after for k in before)
-        if gone or min(hits, misses, *calls.values(), 0) < 0:
-            raise ObserveError(
-                "expected Redis's counters only to grow during the block;"
-                " found that they were reset; run the block again"
+    def _doubt(self, before: Mapping[str, Any], after: Mapping[str, Any], sent: Counter[str]) -> str | None:
+        """Why the growth of the server's counters is not this process's own, if it is not.
+
+        Redis counts hits and misses for the whole server. They are ours where the server ran no command that we did
+        not send.
+        """
+        keys = [key for key in {**before, **after} if key.startswith("cmdstat_")]
+        ran: Counter[str] = Counter()
+        ours: Counter[str] = Counter()
+        for name, calls in sent.items():
+            ours[_command(name)] += calls
+        went_back = any(after[name] < before[name] for name in ("keyspace_hits", "keyspace_misses"))
+        for key in keys:
+            calls = [reading.get(key, {"calls": 0})["calls"] for reading in (before, after)]
+            went_back = went_back or calls[1] < calls[0]
+            ran[_command(key.removeprefix("cmdstat_"))] += calls[1] - calls[0]
+        if went_back:
+            return "Redis's counters were reset during the block; run it again"
+        others = {name for name, calls in ran.items() if calls > ours[name]} - _UNCOUNTED - _NO_LOOK_UP
+        if others and ours.keys() & _SCRIPTS:
+            return (
+                "a script ran, and Redis does not say whether hits are the script's, this process's or another client's"
             )
-        seen.count("Redis", calls, redis_commands=sum(calls.values()), redis_hits=hits, redis_misses=misses)
+        if others:
+            return (
+                "other clients used this Redis server during the block, and it counts the hits of all together;"
+                " run the block again when they are idle, or on a Redis server of your own"
+            )
+        return None

@@ -52,10 +52,8 @@ def from_environment() -> Service | None:
         advice = (
             "correct the user or the password in the URL" if refused else "start it, or correct or unset the variable"
         )
-        address = Service("redis", url, "", "url").address
-        raise WorkshopError(
-            f"Redis at {address}, which {named(VARIABLE)} names, cannot be used ({' '.join(str(error).split())}): {advice}"
-        ) from None
+        where = f"Redis at {Service('redis', url, '', 'url').address}, which {named(VARIABLE)} names,"
+        raise WorkshopError(f"{where} cannot be used ({' '.join(str(error).split())}): {advice}") from None
     if tuple(map(int, version.split(".")[:2])) < MINIMUM:
         raise WorkshopError(
             f"Redis 7.0 or later is needed and {named(VARIABLE)} leads to {version}: name a newer server"
