@@ -10,7 +10,11 @@ READY = $(VENV)/ready
 endif
 RUN = $(PY) -m
 
-.PHONY: lab test test-browser screenshots chromium outputs down clean
+INSTALL = $(RUN) pip install --quiet --disable-pip-version-check --require-hashes --requirement
+LOCK = $(RUN) uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+    --no-header --no-annotate --no-emit-index-url
+
+.PHONY: lab test test-browser screenshots chromium outputs down clean bench newest lock
 
 lab: $(READY)
 	@$(RUN) workshop lab $(ARGS)
@@ -39,21 +43,40 @@ outputs: $(READY)
 down: $(READY)
 	@$(RUN) workshop down
 
-clean:
-	@! command -v $(PY) >/dev/null || $(RUN) workshop down || true
-	rm -rf $(VENV) .workshop
+# The speed of the workbook itself, as ratios within one run; ARGS=--json for all samples.
+bench: $(READY)
+	@$(PY) tests/benchmark $(ARGS)
 
-$(VENV)/ready: pyproject.toml constraints.txt
+# All that was made: environment, servers, data, and the caches of the tools.
+clean:
+	@! command -v $(PY) >/dev/null || { $(RUN) workshop down; $(PY) -m workshop.state --delete; } || true
+	rm -rf $(VENV) .workshop .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -o -name .ipynb_checkpoints | grep -v '^./.git/' | tr '\n' '\0' | xargs -0 rm -rf
+
+# The checkout itself is on the path of the environment, so that notebooks find the helper: nothing is built.
+$(VENV)/ready: requirements.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found on PATH: install one, or run make PYTHON=/path/to/python"; exit 1; }
 	@# Debian's python3 comes without venv unless python3-venv is installed; virtualenv does the same without sudo.
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
 	    || { $(PYTHON) -m pip install --quiet --target $(VENV)/bootstrap virtualenv && PYTHONPATH=$(VENV)/bootstrap $(PYTHON) -m virtualenv --quiet $(VENV); } \
 	    || { echo "$(PYTHON) can make no virtual environment: install its venv module (on Debian: apt install python3-venv)"; exit 1; }
 	@echo "Installing the workbook and its servers into $(VENV) (once, a minute or two)"
-	@$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[servers,test]"
+	@$(INSTALL) requirements.lock
+	@$(PY) -c 'import sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "workshop.pth").write_text("$(CURDIR)\n")'
 	@touch $@
 
-$(VENV)/ready-browser: $(READY) pyproject.toml constraints.txt
+$(VENV)/ready-browser: $(READY) requirements-browser.lock
 	@mkdir -p $(@D)
-	@$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
+	@$(INSTALL) requirements-browser.lock
 	@touch $@
+
+# The newest versions that pyproject.toml allows, in place of the lock: what the weekly run of CI tries.
+newest:
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable ".[servers,test,browser]"
+	@touch $(VENV)/ready $(VENV)/ready-browser
+
+lock: $(READY)
+	@$(RUN) pip install --quiet --disable-pip-version-check uv
+	@$(LOCK) --extra servers --extra test --output-file requirements.lock
+	@$(LOCK) --all-extras --constraint requirements.lock --output-file requirements-browser.lock

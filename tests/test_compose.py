@@ -54,6 +54,15 @@ def test_without_a_password_nothing_starts():
         assert dotenv_values(EXAMPLE)[name] == ""
 
 
+def test_no_password_stands_in_a_command_line():
+    for name, service in SERVICES.items():
+        commands = [str(service.get("command", "")), str(service["healthcheck"]["test"])]
+        assert not [c for c in commands if re.search(r"(?<!\$)\$\{?\w*PASSWORD", c)], name
+    for script in (ROOT / "workshop/servers/compose").glob("*.sh"):
+        for line in script.read_text().splitlines():
+            assert not re.match(r"[^#]*(mongosh|psql|redis\S*) .*\$\w*PASSWORD", line), f"{script.name}: {line}"
+
+
 def test_the_scripts_are_executable_bash():
     scripts = sorted((ROOT / "workshop/servers/compose").glob("*.sh"))
     assert [script.stem for script in scripts] == ["lab", "mongo", "primary", "replica"]

@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -34,10 +36,12 @@ def conda() -> dict[str, str]:
     return {CONDA_NAMES.get(name, name): specifier for name, specifier in lines}
 
 
-def constraints() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pairs = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    return {canonicalize_name(name): version for name, version in pairs.items()}
+def locked(name: str = "requirements.lock") -> dict[str, list[str]]:
+    """{package: its versions} of a lock file; more than one where Pythons or platforms differ."""
+    found: dict[str, list[str]] = {}
+    for package, version in re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE):
+        found.setdefault(canonicalize_name(package), []).append(version)
+    return found
 
 
 def test_environment_yml_asks_for_the_same():
@@ -57,11 +61,49 @@ def test_environment_yml_adds_the_helper_as_a_local_folder():
     assert re.search(r"^      - -e \.(\s|$)", (ROOT / "environment.yml").read_text(), re.MULTILINE)
 
 
-def test_constraints_pin_what_is_wanted():
-    pinned = constraints()
-    for name, requirement in wanted("servers", "test", "browser").items():
-        if not str(requirement.specifier).startswith("=="):  # as the servers' wheels are in pyproject.toml itself
-            assert requirement.specifier.contains(pinned[name]), name
+def test_the_locks_pin_what_is_wanted():
+    pinned = locked()
+    for name, requirement in wanted("servers", "test").items():
+        assert all(requirement.specifier.contains(version) for version in pinned[name]), name
+    assert locked("requirements-browser.lock").items() >= pinned.items()
+    assert "playwright" in locked("requirements-browser.lock")
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-browser.lock"])
+def test_each_locked_package_is_checked_and_comes_from_nowhere_in_particular(name):
+    text = (ROOT / name).read_text()
+    for entry in re.split(r"\n(?=\S)", text.strip()):
+        assert re.match(r"[\w.-]+==\S+", entry) and "--hash=sha256:" in entry, entry[:80]
+    assert "://" not in text and "index-url" not in text
+
+
+def test_a_wheel_would_be_empty_on_purpose():
+    everything = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert everything["tool"]["hatch"]["build"]["targets"]["wheel"]["bypass-selection"] is True
+    assert "Private :: Do Not Upload" in everything["project"]["classifiers"]
+
+
+def workflow() -> dict:
+    return yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+
+
+def test_the_workflow_may_only_read_and_runs_once_for_a_change():
+    assert workflow()["permissions"] == {"contents": "read"}
+    assert workflow()["concurrency"]["cancel-in-progress"] is True
+    triggers = workflow()[True]  # YAML's "on"
+    assert triggers["push"] == {"branches": ["main"]} and "pull_request" in triggers
+
+
+def test_actions_are_at_release_tags():
+    used = re.findall(r"uses: \S+@(\S+)", (ROOT / ".github/workflows/ci.yml").read_text())
+    assert used and all(re.fullmatch(r"v\d+\.\d+\.\d+", tag) for tag in used)
+
+
+def test_the_weekly_run_is_without_the_lock():
+    jobs = workflow()["jobs"]
+    assert "schedule" in jobs["newest"]["if"] and {"run": "make newest"} in jobs["newest"]["steps"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert "lock" not in re.search(r"^newest:\n((?:\t.*\n)+)", makefile, re.MULTILINE)[1]
 
 
 def test_ci_runs_the_readmes_own_commands():

@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--scale", type=_scale, help="size of the shop; 1 is 100,000 customers (default)")
     for command in (status, report, doctor):
         command.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument("--servers", action="store_true", help="the servers only")
     up.add_argument("--replicas", type=int, default=0, choices=range(4), help="streaming replicas to start, 0 to 3")
     report.add_argument("--html", metavar="FILE", type=Path, help="write one HTML file with the plots")
     report.add_argument("--figure", metavar="FILE", type=Path, help="write a picture of each lesson's largest gain")
@@ -164,7 +165,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from workshop import doctor
 
-    findings = doctor.findings()
+    findings = doctor.findings(doctor.SERVERS if arguments.servers else None)
     if arguments.json:
         print(json.dumps([vars(finding) for finding in findings], indent=2))
     else:

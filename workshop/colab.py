@@ -27,10 +27,10 @@ def lacking() -> list[str]:
 
 
 def pins() -> list[str]:
-    """The pins of constraints.txt for what is installed here. One for a package that Colab has would change it."""
+    """The pins of requirements.lock for what is installed here. One for a package that Colab has would change it."""
     asked = {_name(requirement) for requirement in lacking()}
-    lines = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    wanted = [line for line in lines if line and not line.startswith("#")]
+    locked = (CHECKOUT / "requirements.lock").read_text(encoding="utf-8")
+    wanted = [line.strip() for line in re.findall(r"^([\w.-]+==[^\\\n]+)", locked, re.MULTILINE)]
     return [pin for pin in wanted if _name(pin) in asked or not _is_here(_name(pin))]
 
 

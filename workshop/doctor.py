@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import psutil
@@ -16,6 +16,8 @@ from workshop.servers.local import LocalServer
 from workshop.servers.process import free_port
 from workshop.shop import files
 from workshop.state import WorkshopError, state_dir
+
+SERVERS = ("PostgreSQL", "replicas", "Redis", "MongoDB")
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,11 @@ def _missing_libraries(programs) -> list[str]:
     return sorted(missing)
 
 
-def findings() -> list[Finding]:
-    """Each need, looked up now. A need whose look-up fails is a finding too, with the error's sentence as its fix."""
+def findings(needs: Collection[str] | None = None) -> list[Finding]:
+    """Each need, or those named, looked up now.
+
+    A need whose look-up fails is a finding too, with the error's sentence as its fix.
+    """
     looks: dict[str, Callable[[], Finding]] = {
         "Python": _python,
         "disk": _disk,
@@ -140,6 +145,8 @@ def findings() -> list[Finding]:
     }
     found = []
     for need, look in looks.items():
+        if needs is not None and need not in needs:
+            continue
         try:
             found.append(look())
         except (WorkshopError, files.DataError) as error:

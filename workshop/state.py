@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from dotenv import dotenv_values
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 ENV_FILE = CHECKOUT / ".env"  # Compose reads it too: there the servers in containers get their passwords and ports
+MADE_HERE = "made-by-the-workbook"  # in the state folder: `make clean` may delete it
 ACCOUNT = "nobody"  # where root starts the servers, PostgreSQL runs as this account: it exists on every system
 
 
@@ -61,7 +64,10 @@ def state_dir() -> Path:
         digest = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:10]
         folder = Path("/var/tmp") / f"workshop-{os.geteuid()}-{digest}"
     try:
+        made = not folder.exists()
         folder.mkdir(mode=0o700, parents=bool(chosen), exist_ok=True)
+        if made:
+            (folder / MADE_HERE).touch()
         found = folder.lstat()  # in a folder that all may write, a link could lead to somebody else's files
         if (not stat.S_ISDIR(found.st_mode) and not chosen) or folder.stat().st_uid != os.geteuid():
             raise WorkshopError(
@@ -197,3 +203,7 @@ def _holders(path: Path) -> list[int]:
         except psutil.Error:
             pass
     return sorted(found)
+
+
+if __name__ == "__main__" and "--delete" in sys.argv and (state_dir() / MADE_HERE).exists():  # for `make clean`
+    shutil.rmtree(state_dir())

@@ -15,6 +15,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from workshop.observe.observation import DEADLINE, Observation
+from workshop.observe.windows import Windows
 
 _PROFILE_BYTES = 32 * 1024 * 1024
 # an unusual limit, by which a profile left by an interrupted notebook is known as the workbook's own
@@ -26,36 +27,24 @@ _ADMIN_COMMANDS = {"commitTransaction", "abortTransaction", "bulkWrite"}
 
 
 class _Commands(monitoring.CommandListener):
-    """Counts the commands sent by this process's clients, for the windows that are open."""
+    """Counts the commands sent by this process's clients, for the open blocks that watch the database."""
 
     def __init__(self) -> None:
-        self.windows: tuple[tuple[str, Counter[str]], ...] = ()
-        self.lock = threading.Lock()
-
-    def open(self, database: str) -> tuple[str, Counter[str]]:
-        window = (database, Counter())
-        with self.lock:
-            self.windows = (*self.windows, window)
-        return window
-
-    def close(self, window: tuple[str, Counter[str]]) -> None:
-        with self.lock:
-            self.windows = tuple(w for w in self.windows if w is not window)
+        self.windows: Windows[tuple[str, Counter[str]]] = Windows()
 
     def started(self, event: monitoring.CommandStartedEvent) -> None:
         name = event.command_name
-        if not self.windows or name in _UNHEARD or event.command.get("comment") == _COMMENT:
+        if not self.windows.open or name in _UNHEARD or event.command.get("comment") == _COMMENT:
             return
-        with self.lock:
-            for database, counter in self.windows:
+        with self.windows.lock:
+            for database, counter in self.windows.open:
                 if event.database_name == database or name in _ADMIN_COMMANDS:
                     counter[name] += 1
 
     def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
         """Nothing to do: a command counts when it is sent."""
 
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:
-        """Nothing to do: a command counts when it is sent."""
+    failed = succeeded
 
 
 _commands = _Commands()
@@ -112,13 +101,13 @@ class MongoProbe:
                 first = self._profiled_so_far()
         except (PyMongoError, _CannotProfile) as error:
             reason = self._sentence(error)
-        window = _commands.open(self.database.name)
+        calls: Counter[str] = Counter()
         try:
-            yield
+            with _commands.windows.window((self.database.name, calls)):
+                yield
         finally:
-            _commands.close(window)
             try:
-                self._fill(seen, window[1], first, reason)
+                self._fill(seen, calls, first, reason)
             finally:
                 if profiler:
                     self._stop_profiler(profiler, seen)

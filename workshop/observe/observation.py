@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from workshop.observe.statements import StatementCount
 from workshop.table import Table, shorten
 
 DEADLINE = 5
@@ -32,22 +32,14 @@ COUNTERS: dict[str, str] = {
 ON_REQUEST = {"transactions", "blocks", "wal_bytes"}
 """Shown only when asked for: the sum of two others, and two numbers which differ a little between runs and versions."""
 
-SINGULAR = {
-    "rows": "row",
-    "blocks": "block",
-    "wal_bytes": "WAL byte",
-    "redis_misses": "Redis miss",
-    "documents_examined": "document examined",
-    "keys_examined": "key examined",
-}
-PLURAL = {
-    "wal_bytes": "WAL bytes",
-    "redis_commands": "Redis commands",
-    "redis_hits": "Redis hits",
-    "redis_misses": "Redis misses",
-    "mongo_commands": "MongoDB commands",
-    "documents_examined": "documents examined",
-    "keys_examined": "keys examined",
+_WORDS = {
+    "wal_bytes": ("WAL byte", "WAL bytes"),
+    "redis_commands": ("Redis command", "Redis commands"),
+    "redis_hits": ("Redis hit", "Redis hits"),
+    "redis_misses": ("Redis miss", "Redis misses"),
+    "mongo_commands": ("MongoDB command", "MongoDB commands"),
+    "documents_examined": ("document examined", "documents examined"),
+    "keys_examined": ("key examined", "keys examined"),
 }
 
 
@@ -90,22 +82,8 @@ class NotCounted:
 
 def quantity(name: str, count: int | NotCounted) -> str:
     """A counter's value in words: `1 statement`, `2,000 MongoDB commands`."""
-    words = PLURAL.get(name, name)
-    if count == 1:
-        words = SINGULAR.get(name, words.removesuffix("s"))
-    return f"{words} not counted" if isinstance(count, NotCounted) else f"{count:,} {words}"
-
-
-@dataclass(frozen=True)
-class StatementCount:
-    """One normalised statement: `kind` is statement, transaction control, driver or set-up."""
-
-    kind: str
-    text: str
-    calls: int
-    rows: int
-    wal_bytes: int
-    blocks: int
+    one, many = _WORDS.get(name, (name.removesuffix("s"), name))
+    return f"{many} not counted" if isinstance(count, NotCounted) else f"{count:,} {one if count == 1 else many}"
 
 
 class Observation:

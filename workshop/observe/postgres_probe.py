@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
-from sqlalchemy import URL, Engine, event
+from sqlalchemy import URL
 
-from workshop.observe.observation import DEADLINE, NotCounted, Observation, StatementCount
-
-_LEADING_COMMENT = re.compile(r"\A(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.DOTALL)
-_KINDS = (
-    (re.compile(r"savepoint\b"), "savepoint"),
-    (
-        re.compile(r"(?:rollback|abort)\s+(?:(?:work|transaction)\s+)?to\b|release\b|begin\b|start\s+transaction\b"),
-        "other control",
-    ),
-    (re.compile(r"prepare\s+transaction\b|set\s+transaction\b"), "other control"),
-    (re.compile(r"commit\b|end\b"), "commit"),
-    (re.compile(r"rollback\b|abort\b"), "rollback"),
-    (re.compile(r"deallocate\b"), "driver"),
+from workshop.observe.observation import DEADLINE, NotCounted, Observation
+from workshop.observe.statements import (
+    CONTROL,
+    StatementCount,
+    classified,
+    cold_autocommit_engines,
+    is_query,
+    normalised,
+    transactions,
 )
-_CONTROL = {"savepoint", "commit", "rollback", "other control"}
-# What the dialect postgresql+psycopg sends once per engine, in
-# sqlalchemy/dialects/postgresql/{base,psycopg,_psycopg_common}.py;
-# the last one is psycopg's TypeInfo.fetch(), with which the dialect looks for the hstore type.
-_SET_UP_ONCE = "select pg_catalog.version()"
-_SET_UP = re.compile(
-    r"select current_schema\(\)\Z|show transaction isolation level\Z|show standard_conforming_strings\Z"
-    r"|select typname as name, oid, typarray as array_oid, oid::regtype::text as regtype\b.* from pg_type\b"
-)
-_QUERY = re.compile(r"(?:select|with|values|table)\b|\(")
-
-
-def _bare(text: str) -> str:
-    return _LEADING_COMMENT.sub("", text, count=1)
-
-
-def _kind(text: str) -> str:
-    start = _bare(text).lower()
-    return next((kind for pattern, kind in _KINDS if pattern.match(start)), "statement")
-
-
-class _Reset(Exception):
-    """Counters went back during the block; the message says which and what to do."""
 
 
 @dataclass
@@ -67,30 +38,6 @@ class _Reading:
     resets: Any = None
     evictions: int = 0
     control_reason: str | None = None  # why COMMIT and ROLLBACK cannot be counted
-
-
-class _ColdEngines:
-    """This process's AUTOCOMMIT engines that connect to one database for the first time during a block.
-
-    Their set-up ends by COMMIT, any other engine's by ROLLBACK, and the server's counters do not tell the two apart.
-    """
-
-    def __init__(self, database: str) -> None:
-        self.database = database
-        self.dialects: dict[int, Any] = {}  # kept alive, so that an id is not used twice
-
-    def __enter__(self) -> _ColdEngines:
-        event.listen(Engine, "do_connect", self._connecting)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        event.remove(Engine, "do_connect", self._connecting)
-
-    def _connecting(self, dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> None:
-        autocommit = getattr(dialect, "_on_connect_isolation_level", None) == "AUTOCOMMIT"
-        # The set-up finds out the version.
-        if autocommit and dialect.server_version_info is None and options.get("dbname") in (None, self.database):
-            self.dialects[id(dialect)] = dialect
 
 
 class PostgresProbe:
@@ -197,12 +144,11 @@ class PostgresProbe:
     @contextmanager
     def watch(self, seen: Observation) -> Iterator[None]:
         before = self.read(texts=False)
-        cold = _ColdEngines(self.database)
-        try:
-            with cold:
+        with cold_autocommit_engines(self.database) as cold:
+            try:
                 yield
-        finally:
-            self._fill(seen, before, self.read(texts=True), len(cold.dialects))
+            finally:
+                self._fill(seen, before, self.read(texts=True), len(cold))
 
     def _fill(self, seen: Observation, before: _Reading, after: _Reading, cold_autocommit: int) -> None:
         primary = self.label == "primary"
@@ -212,26 +158,20 @@ class PostgresProbe:
                 seen._absent(["connections"], "pg_stat_database was reset during the block; run it again")
             else:
                 seen._count(connections=after.sessions - before.sessions)
-        reason = before.reason or after.reason
-        statements: list[StatementCount] = []
-        if not reason:
-            try:
-                statements = self._changes(before, after)
-            except _Reset as reset:
-                reason = str(reset)
-        if reason:
-            seen.statements_by_server[self.label] = NotCounted(reason)
+        statements = before.reason or after.reason or self._changes(before, after)
+        if isinstance(statements, str):
+            seen.statements_by_server[self.label] = NotCounted(statements)
             if primary:
-                seen._absent([*self.STATEMENT_COUNTERS, *absent], reason)
+                seen._absent([*self.STATEMENT_COUNTERS, *absent], statements)
             else:
-                seen._note(f"statements on {self.label} not counted: {reason}")
+                seen._note(f"statements on {self.label} not counted: {statements}")
             return
         work = [s for s in statements if s.kind == "statement"]
         seen.statements_by_server[self.label] = sum(s.calls for s in work)
         self._add_notes(seen, before, after)
         if not primary:
             return
-        commits, rollbacks = _transactions(statements, cold_autocommit)
+        commits, rollbacks = transactions(statements, cold_autocommit)
         seen._count(
             statements=sum(s.calls for s in work),
             rows=sum(s.rows for s in work),
@@ -243,37 +183,25 @@ class PostgresProbe:
         )
         if after.control_reason:
             seen._absent(["commits", "rollbacks", "transactions"], after.control_reason)
-        seen._statements = [replace(s, kind="transaction control") if s.kind in _CONTROL else s for s in statements]
+        seen._statements = [replace(s, kind="transaction control") if s.kind in CONTROL else s for s in statements]
 
-    def _changes(self, before: _Reading, after: _Reading) -> list[StatementCount]:
-        """The statements that ran between two readings; _Reset if the counters do not tell."""
-        reset = _Reset("pg_stat_statements was reset or dropped entries during the block; run it again")
+    def _changes(self, before: _Reading, after: _Reading) -> list[StatementCount] | str:
+        """The statements that ran between two readings, or why the counters do not tell."""
+        reset = "pg_stat_statements was reset or dropped entries during the block; run it again"
         if before.resets != after.resets or not before.entries.keys() <= after.entries.keys():
-            raise reset
-        numbers: dict[tuple[str, str], list[int]] = {}
+            return reset
+        numbers: dict[str, list[int]] = {}
         for key, now in after.entries.items():
             then = before.entries.get(key, (0, 0, 0, 0))
             # from PostgreSQL 17 on, stats_since betrays an entry that was reset and has grown past its old value since
             if now[0] < then[0] or (key in before.since and before.since[key] != after.since[key]):
-                raise reset
+                return reset
             if now[0] == then[0]:
                 continue
-            text = " ".join(_bare(after.texts[key]).split())
-            total = numbers.setdefault((_kind(text), text), [0, 0, 0, 0])
+            total = numbers.setdefault(normalised(after.texts[key]), [0, 0, 0, 0])
             for i in range(4):
                 total[i] += now[i] - then[i]
-        # an engine asks for the version once, when it is new; never take more of the other queries for set-up than that
-        engines = sum(n[0] for (_, text), n in numbers.items() if text.lower() == _SET_UP_ONCE)
-        found = []
-        for (kind, text), (calls, rows, wal, blocks) in numbers.items():
-            set_up = 0
-            if text.lower() == _SET_UP_ONCE or _SET_UP.match(text.lower()):
-                set_up = min(calls, engines)
-            for part, share in (("set-up", set_up), (kind, calls - set_up)):
-                if share:
-                    share_of = (v * share // calls for v in (rows, wal, blocks))
-                    found.append(StatementCount(part, text, share, *share_of))
-        return found
+        return classified(numbers)
 
     def _add_notes(self, seen: Observation, before: _Reading, after: _Reading) -> None:
         """What makes the statement counts of this server doubtful."""
@@ -290,7 +218,7 @@ class PostgresProbe:
 
         def ended_with_query(reading: _Reading, other: _Reading) -> bool:
             return any(
-                other.open_transactions.get(backend) != state and _QUERY.match(_bare(state[1]).lower())
+                other.open_transactions.get(backend) != state and is_query(state[1])
                 for backend, state in reading.open_transactions.items()
             )
 
@@ -306,19 +234,3 @@ class PostgresProbe:
                 " may be counted here; begin it inside the block"
             )
         seen.open_transaction = seen.open_transaction or still_open or went_on
-
-
-def _transactions(statements: Sequence[StatementCount], cold_autocommit: int) -> tuple[int, int]:
-    """COMMITs and ROLLBACKs, less those with which new SQLAlchemy engines ended their set-up.
-
-    A new engine ends it by ROLLBACK, after one savepoint. A new engine in AUTOCOMMIT ends it by COMMIT, without a
-    savepoint; `cold_autocommit` are those of this process, and one in another process is known only where the block
-    has fewer savepoints than new engines.
-    """
-    calls: Counter[str] = Counter()
-    for statement in statements:
-        calls[statement.kind] += statement.calls
-    engines = sum(s.calls for s in statements if s.kind == "set-up" and s.text.lower() == _SET_UP_ONCE)
-    by_rollback = min(max(0, engines - cold_autocommit), calls["savepoint"], calls["rollback"])
-    by_commit = min(engines - by_rollback, calls["commit"])
-    return calls["commit"] - by_commit, calls["rollback"] - by_rollback

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from redis.asyncio.connection import AbstractConnection as AsyncConnection
 from redis.connection import AbstractConnection
 
 from workshop.observe.observation import DEADLINE, Observation
+from workshop.observe.windows import Windows
 
 # what the observer itself sends, and what redis-py sends to open a connection
 _UNCOUNTED = {"info", "hello", "auth", "select", "client"}
@@ -23,34 +23,16 @@ _SCRIPTS = {"eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro"}
 _installed = False
 
 
-class _Commands:
-    """Counts the commands that redis-py sends in this process, for the windows that are open."""
-
-    def __init__(self) -> None:
-        self.windows: tuple[Counter[str], ...] = ()
-        self.lock = threading.Lock()
-
-    def add(self, commands: Iterable[tuple]) -> None:
-        # redis-py takes "CONFIG GET" for one argument or for two, and text or bytes
-        names = [c[0].decode() if isinstance(c[0], bytes) else str(c[0]) for c in commands]
-        counted = [name.lower() for name in names if _command(name) not in _UNCOUNTED]
-        with self.lock:
-            for window in self.windows:
-                window.update(counted)
-
-    @contextmanager
-    def window(self) -> Iterator[Counter[str]]:
-        window: Counter[str] = Counter()
-        with self.lock:
-            self.windows = (*self.windows, window)
-        try:
-            yield window
-        finally:
-            with self.lock:
-                self.windows = tuple(w for w in self.windows if w is not window)
+_windows: Windows[Counter[str]] = Windows()
 
 
-_commands = _Commands()
+def _sending(commands: Iterable[tuple]) -> None:
+    # redis-py takes "CONFIG GET" for one argument or for two, and text or bytes
+    names = [c[0].decode() if isinstance(c[0], bytes) else str(c[0]) for c in commands]
+    counted = [name.lower() for name in names if _command(name) not in _UNCOUNTED]
+    with _windows.lock:
+        for window in _windows.open:
+            window.update(counted)
 
 
 def _command(name: str) -> str:
@@ -61,7 +43,7 @@ def _command(name: str) -> str:
 def _listen() -> None:
     """Count in the two methods by which redis-py turns commands into bytes: it has no events for commands."""
     global _installed
-    with _commands.lock:
+    with _windows.lock:
         if _installed:
             return
         _installed = True
@@ -73,8 +55,8 @@ def _listen() -> None:
 def _counting_one(send_command: Any) -> Any:
     @functools.wraps(send_command)
     def counting(self: Any, *command: Any, **options: Any) -> Any:
-        if _commands.windows:
-            _commands.add([command])
+        if _windows.open:
+            _sending([command])
         return send_command(self, *command, **options)
 
     return counting
@@ -83,9 +65,9 @@ def _counting_one(send_command: Any) -> Any:
 def _counting_many(pack_commands: Any) -> Any:
     @functools.wraps(pack_commands)
     def counting(self: Any, commands: Iterable[tuple]) -> Any:
-        if _commands.windows:
+        if _windows.open:
             commands = [tuple(command) for command in commands]  # a generator would be empty afterwards
-            _commands.add(commands)
+            _sending(commands)
         return pack_commands(self, commands)
 
     return counting
@@ -126,7 +108,7 @@ class RedisProbe:
     @contextmanager
     def watch(self, seen: Observation) -> Iterator[None]:
         before = self.read()
-        with _commands.window() as sent:
+        with _windows.window(Counter()) as sent:
             try:
                 yield
             finally:
@@ -149,16 +131,15 @@ class RedisProbe:
         Redis counts hits and misses for the whole server. They are ours where the server ran no command that we did
         not send.
         """
-        keys = [key for key in {**before, **after} if key.startswith("cmdstat_")]
-        ran: Counter[str] = Counter()
-        ours: Counter[str] = Counter()
+        ours, ran = Counter(), Counter()
         for name, calls in sent.items():
             ours[_command(name)] += calls
         went_back = any(after[name] < before[name] for name in ("keyspace_hits", "keyspace_misses"))
-        for key in keys:
-            calls = [reading.get(key, {"calls": 0})["calls"] for reading in (before, after)]
-            went_back = went_back or calls[1] < calls[0]
-            ran[_command(key.removeprefix("cmdstat_"))] += calls[1] - calls[0]
+        for key in {**before, **after}:
+            if key.startswith("cmdstat_"):
+                then, now = (reading.get(key, {"calls": 0})["calls"] for reading in (before, after))
+                ran[_command(key.removeprefix("cmdstat_"))] += now - then
+                went_back = went_back or now < then
         if went_back:
             return "Redis's counters were reset during the block; run it again"
         others = {name for name, calls in ran.items() if calls > ours[name]} - _UNCOUNTED - _NO_LOOK_UP

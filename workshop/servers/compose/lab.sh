@@ -3,7 +3,7 @@
 set -euo pipefail
 
 give_up=$((SECONDS + 120))
-until "$VENV/bin/python" -m workshop doctor >/tmp/doctor; do
+until "$VENV/bin/python" -m workshop doctor --servers >/tmp/doctor; do
   if ((SECONDS > give_up)); then
     cat /tmp/doctor >&2
     exit 1

@@ -13,7 +13,9 @@ chmod 400 "$key"
 # The image makes the root user on a server that is no member yet; only the one after it can be told of the set.
 make_the_set() {
   local give_up=$((SECONDS + 120))
-  until mongosh --quiet -u "$MONGO_INITDB_ROOT_USERNAME" -p "$MONGO_INITDB_ROOT_PASSWORD" --eval '
+  # The password comes from the environment: a command line is there for all to read.
+  until mongosh --quiet --eval '
+    db.getSiblingDB("admin").auth(process.env.MONGO_INITDB_ROOT_USERNAME, process.env.MONGO_INITDB_ROOT_PASSWORD);
     try {
       rs.status();
     } catch (error) {
