@@ -1,9 +1,9 @@
 """Every plot of the workbook, in one look.
 
-Each function returns a matplotlib `Figure` that pyplot knows nothing of: a notebook shows it once, as the
-last expression of a cell. The look is applied while a figure is made and drawn, and nothing global is
-changed. Colours are from Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), darkened where text is
-written in them; no colour carries a meaning alone.
+Each function returns a matplotlib `Figure` that pyplot knows nothing of: a notebook shows it once, as the last
+expression of a cell. The look is applied while a figure is made and drawn, and nothing global is changed. Colours are
+from Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), darkened where text is written in them; no colour
+carries a meaning alone. Results are dots with intervals: on a log axis the length of a bar means nothing.
 """
 
 from __future__ import annotations
@@ -12,30 +12,24 @@ import functools
 import io
 import math
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
 import matplotlib
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
-from matplotlib.transforms import blended_transform_factory
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from workshop.measure.result import CLEAR_GAIN, Comparison
 from workshop.table import significant
 
-if TYPE_CHECKING:
-    from matplotlib.backend_bases import RendererBase
-
-__all__ = ["bars", "comparison", "distance", "gains"]
+__all__ = ["comparison", "distance", "dots", "gains"]
 
 P = ParamSpec("P")
 
-# Vermillion and blue (darkened for text) differ in lightness too: 0.39 and 0.28 in grey; every arm also has
-# its own row.
+# Vermillion and blue (darkened for text) differ in lightness too: 0.39 and 0.28 in grey; and each arm has its own row.
 COLOURS = {"before": "#c2500a", "after": "#00558c", "lower_bound": "#6b6b6b"}
 INK = "#222222"
 FAINT = "#6b6b6b"
@@ -45,8 +39,7 @@ LOG_FROM = 10.0
 DPI = 100
 
 LOOK: dict[str, Any] = {
-    # A list by name, not the alias: matplotlib resolves an alias when it draws, after this look has been
-    # left.
+    # A list by name, not the alias: matplotlib resolves an alias when it draws, after this look has been left.
     "font.family": ["DejaVu Sans"],
     "font.size": 10.0,
     "text.color": INK,
@@ -54,7 +47,6 @@ LOOK: dict[str, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.labelsize": 10.0,
-    "axes.titlesize": 12.0,
     "axes.facecolor": "white",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -108,64 +100,22 @@ def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     return inside_the_look
 
 
-def _new(height_in: float, width_in: float = WIDTH_IN) -> tuple[Figure, Axes]:
-    fig = Figure(figsize=(width_in, height_in), dpi=DPI)
+def _new(height_in: float, title: str) -> tuple[Figure, Axes]:
+    """A figure whose layout matplotlib fits to its texts; the title says the finding and may take several lines."""
+    wrapped = textwrap.fill(title, 92)
+    fig = Figure(figsize=(WIDTH_IN, height_in + 0.2 * wrapped.count("\n")), dpi=DPI, layout="constrained")
     FigureCanvasAgg(fig)
+    fig.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    fig.suptitle(wrapped, x=0.012, ha="left", fontsize=12, fontweight="bold", linespacing=1.25)
     return fig, fig.add_subplot()
 
 
-# -------------------------------------------------------------------------------------------- text that fits
-
-
-def _renderer(fig: matplotlib.figure.Figure) -> RendererBase:
-    return fig.canvas.get_renderer()  # type: ignore[attr-defined]
-
-
-def _width(text: Text) -> float:
-    """The text's width in pixels."""
-    return text.get_window_extent(_renderer(text.figure)).width
-
-
-def _fit(text: Text, width: float, lines: int = 3) -> None:
-    """Break the text into at most `lines` lines of `width` pixels; the rest becomes an ellipsis."""
-    whole = " ".join(text.get_text().split())
-    text.set_text(whole)
-    if not whole or _width(text) <= width:
-        return
-    columns = len(whole)
-    while columns > 4:
-        columns -= 1
-        text.set_text("\n".join(textwrap.wrap(whole, columns, max_lines=lines, placeholder=" …")))
-        if _width(text) <= width:
-            return
-
-
-def _layout(
-    fig: Figure, ax: Axes, title: str, *, names: bool = True, name_lines: int = 3, left_share: float = 0.36
-) -> None:
-    """Place the axes so that title, axis titles and tick labels fit into the figure's fixed size."""
-    w, h = fig.get_size_inches()
-    right_in = 0.32
-    head = fig.text(0.1 / w, 1 - 0.1 / h, title, ha="left", va="top", fontsize=12, fontweight="bold", linespacing=1.25)
-    _fit(head, (w - 0.2) * DPI)
-    renderer = _renderer(fig)
-    top_in = 0.22 + (head.get_window_extent(renderer).height / DPI if title else 0)
-
-    ax.set_position((0.3, 0.2, 0.6, 0.6))
-    labels = [label for label in ax.get_yticklabels() if label.get_text()]
-    if names:  # named rows, which may be long; else numbers
-        for label in labels:
-            _fit(label, left_share * w * DPI, lines=name_lines)
-        ax.set_yticks(range(len(labels)), [label.get_text() for label in labels])
-    left_in = 0.2 + max((_width(label) for label in labels), default=0) / DPI
-    if ax.get_ylabel():
-        left_in += 0.3
-    below = [label.get_window_extent(renderer).height for label in ax.get_xticklabels() if label.get_text()]
-    bottom_in = 0.18 + max(below, default=0) / DPI + (0.28 if ax.get_xlabel() else 0)
-    ax.set_position((left_in / w, bottom_in / h, 1 - (left_in + right_in) / w, 1 - (top_in + bottom_in) / h))
-
-
-# ------------------------------------------------------------------------------------------------------ axes
+def _rows(ax: Axes, labels: Sequence[str], width: int = 34) -> None:
+    """A row for each label, the first on top; long ones are wrapped."""
+    ax.set_yticks(range(len(labels)), [textwrap.fill(label, width) for label in labels])
+    ax.set_ylim(len(labels) - 0.45, -0.55)
+    ax.tick_params(axis="y", length=0, pad=9)
+    ax.grid(False, axis="y")
 
 
 def _plain(x: float, _: Any = None) -> str:
@@ -173,17 +123,39 @@ def _plain(x: float, _: Any = None) -> str:
     return f"{x:,.10f}".rstrip("0").rstrip(".") if abs(x) < 1 else f"{x:,.6g}" if abs(x) < 1000 else f"{x:,.0f}"
 
 
-def _log_axis(axis: Any, low: float, high: float) -> None:
-    """Decades with plain numbers; where there are fewer than two decades, 2 and 5 as well."""
+def _scale(ax: Axes, which: str, low: float, high: float, log: bool) -> None:
+    """Limits and ticks of the "x" or "y" axis: on a log scale decades with plain numbers, and 2 and 5 where few fit."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    limits = ax.set_xlim if which == "x" else ax.set_ylim
+    if not log:
+        limits(0, high * 1.12)
+        axis.set_major_formatter(FuncFormatter(_plain))
+        return
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
+    room = max((high / low) ** 0.07, 1.08)
+    low, high = low / room, high * room
+    limits(low, high)
     decades = math.log10(high / low)
-    subs = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0) if decades > 0.9 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    steps = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0) if decades > 0.9 else (1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
     every = max(1, math.ceil(decades / 8))  # at most eight labelled decades
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    ticks = [s * 10.0**e for e in range(first, last + 1, every) for s in subs]
-    axis.set_major_locator(FixedLocator([t for t in ticks if low * 0.999 <= t <= high * 1.001]))
+    ticks = [step * 10.0**e for e in range(first, last + 1, every) for step in steps]
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_major_formatter(FuncFormatter(_plain))
-    axis.set_minor_locator(LogLocator(subs=range(2, 10)) if decades <= 8 else NullLocator())
+    axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
+
+
+def _side(ax: Axes, x: float) -> str:
+    """How text at `x` is aligned so that it stays inside the frame."""
+    at = ax.transAxes.inverted().transform(ax.transData.transform((x, 0)))[0]
+    return "left" if at < 0.12 else "right" if at > 0.88 else "center"
+
+
+def _value(ax: Axes, text: str, x: float, y: float, colour: str, above: float = 10, **options: Any) -> None:
+    """A value written above its mark, `above` points away."""
+    options = {"ha": _side(ax, x), "va": "bottom", "fontsize": 10.5, "fontweight": "bold", **options}
+    ax.annotate(text, (x, y), xytext=(0, above), textcoords="offset points", color=colour, **options)
 
 
 def _time_unit(smallest: float, largest: float) -> tuple[float, str]:
@@ -195,154 +167,54 @@ def _time_unit(smallest: float, largest: float) -> tuple[float, str]:
     return next(((size, unit) for size, unit in units if largest >= size), units[-1])
 
 
-# ------------------------------------------------------------------------------------------------- the plots
-
-
 @_styled
 def comparison(result: Comparison, title: str | None = None, *, gap_note: str | None = None) -> Figure:
-    """Draw every sample, each arm's median, the ratio with its interval, and what is left to the floor.
+    """Draw every sample, each arm's median, the ratio with its interval, and the ratio to the lower bound.
 
-    `title` says the finding with its proof ("200 connections become 1"); `gap_note` says what lies between
-    after and the floor ("BEGIN, ROLLBACK, ORM"). The time axis is logarithmic where ratios exceed ten.
+    `title` says the finding in the unit of the axis; `gap_note` says what lies between after and the lower bound
+    ("BEGIN, ROLLBACK, ORM"). The time axis is logarithmic where ratios exceed ten.
     """
     arms = result.arms
     medians = {arm: result.median(arm) for arm in arms}
-    everything = np.concatenate([np.asarray(result.samples[arm]) for arm in arms])
     size, unit = _time_unit(min(medians.values()), max(medians.values()))
-    low, high = everything.min() / size, everything.max() / size
+    samples = {arm: np.asarray(result.samples[arm]) / size for arm in arms}
+    everything = np.concatenate(list(samples.values()))
     # A single slow sample may lie far out: then too the log scale shows everything.
-    log = max(medians.values()) / min(medians.values()) > LOG_FROM or bool(high / low > 2 * LOG_FROM)
+    far_out = everything.max() > LOG_FROM * everything.min()
+    log = bool(max(medians.values()) / min(medians.values()) > LOG_FROM or far_out)
 
-    fig, ax = _new(1.35 + 0.95 * len(arms))
-    # The room on the right is for the slowest arm's value.
-    if log:
-        ax.set_xscale("log")
-        left, right = low / (high / low) ** 0.05, high * (high / low) ** 0.24
-        ax.set_xlim(left, right)
-        _log_axis(ax.xaxis, left, right)
-    else:
-        ax.set_xlim(0, high * 1.24)
-        ax.xaxis.set_major_formatter(FuncFormatter(_plain))
-    ax.set_ylim(len(arms) - 0.55, -0.42)
-    ax.set_yticks(range(len(arms)), [result.label(arm) for arm in arms])
-    ax.tick_params(axis="y", length=0)
-    ax.grid(False, axis="y")
+    fig, ax = _new(1.2 + 1.0 * len(arms), title or (f"{result.name}: " if result.name else "") + result.finding)
+    _scale(ax, "x", everything.min(), everything.max(), log)
+    _rows(ax, [result.label(arm) for arm in arms])
     ax.set_xlabel(f"time per {result.unit} ({unit}{', log scale' if log else ''})")
-    _layout(fig, ax, title if title is not None else _default_title(result))
-
     for row, arm in enumerate(arms):
-        colour = COLOURS[arm]
-        values = np.asarray(result.samples[arm]) / size
         # Golden-ratio steps: spread evenly, and the same on every run.
-        jitter = ((np.arange(len(values)) * 0.6180339887) % 1 - 0.5) * 0.30
-        ax.scatter(values, row + jitter, s=13, color=colour, alpha=0.35, linewidths=0, zorder=2)
-        median = medians[arm] / size
-        ax.plot([median] * 2, [row - 0.24, row + 0.24], color=colour, linewidth=4, solid_capstyle="butt", zorder=3)
-        ax.annotate(
-            f"{significant(median)} {unit}",
-            (max(values.max(), median), row),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=11,
-            fontweight="bold",
-            zorder=5,
-        )
+        jitter = ((np.arange(len(samples[arm])) * 0.6180339887) % 1 - 0.5) * 0.26
+        ax.scatter(samples[arm], row + jitter, s=13, color=COLOURS[arm], alpha=0.35, linewidths=0, zorder=2)
+        at = medians[arm] / size
+        ax.plot([at] * 2, [row - 0.2, row + 0.2], color=COLOURS[arm], linewidth=4, solid_capstyle="butt", zorder=3)
+        _value(ax, f"{significant(at)} {unit}", at, row - 0.2, COLOURS[arm], above=2)
 
-    solid = {"color": INK, "linewidth": 1.2, "linestyle": "-"}
-    style = "-" if result.verdict == "~" else "-|>"
-    _gap(
-        ax,
-        0.5,
-        medians["before"] / size,
-        medians["after"] / size,
-        [result.finding.removeprefix("~ ")],
-        style,
-        solid,
-        10.5,
-    )
+    solid = {"color": INK, "linewidth": 1.2, "arrowstyle": "-" if result.verdict == "~" else "-|>"}
+    _gap(ax, 0.46, medians["before"] / size, medians["after"] / size, result.finding, solid)
     if result.to_lower_bound is not None:
-        text = result.lower_bound_finding
         style = "-" if result.at_lower_bound else "-|>"
-        dashed = {"color": FAINT, "linewidth": 1.1, "linestyle": (0, (4, 3))}
-        whole = f"{text}: {gap_note}" if gap_note and style != "-" else text
-        _gap(
-            ax,
-            1.5,
-            medians["after"] / size,
-            medians["lower_bound"] / size,
-            _two_lines(ax, whole, 9.5),
-            style,
-            dashed,
-            9.5,
-        )
+        dashed = {"color": FAINT, "linewidth": 1.1, "linestyle": (0, (4, 3)), "arrowstyle": style}
+        text = result.lower_bound_finding + (f": {gap_note}" if gap_note and style != "-" else "")
+        _gap(ax, 1.46, medians["after"] / size, medians["lower_bound"] / size, text, dashed)
     return fig
 
 
-def _default_title(result: Comparison) -> str:
-    return f"{result.name}: {result.finding}" if result.name else result.finding
-
-
-def _two_lines(ax: Axes, text: str, fontsize: float) -> list[str]:
-    """Break a note into at most two lines of the axes' width: one for above its arrow, one for below."""
-    probe = ax.figure.text(0, 0, text, fontsize=fontsize)
-    _fit(probe, ax.get_window_extent().width - 8, lines=2)
-    lines = probe.get_text().split("\n")
-    probe.remove()
-    return lines
-
-
-def _gap(
-    ax: Axes,
-    y: float,
-    start: float,
-    end: float,
-    lines: list[str],
-    arrow: str,
-    line: dict[str, Any],
-    fontsize: float,
-) -> None:
-    """Draw an arrow from one median to the next at height `y`, its text above (and a second line below)."""
-    frame = ax.get_window_extent()
+def _gap(ax: Axes, y: float, start: float, end: float, text: str, line: dict[str, Any]) -> None:
+    """An arrow from one median to the next at height `y`, its text above."""
     a, b = (ax.transData.transform((x, y))[0] for x in (start, end))
     if abs(a - b) >= 12:  # pixels: below that there is no room for an arrow, and nothing to see
-        ax.annotate(
-            "",
-            xy=(end, y),
-            xytext=(start, y),
-            arrowprops={"arrowstyle": arrow, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 11, **line},
-            zorder=4,
-        )
-    middle = (min(max(a, frame.x0), frame.x1) + min(max(b, frame.x0), frame.x1)) / 2
-    x = ax.transData.inverted().transform((middle, frame.y0))[0]
-    for text, offset, va in zip(lines, (3, -4), ("bottom", "top"), strict=False):
-        label = ax.annotate(
-            text,
-            (x, y),
-            xytext=(0, offset),
-            textcoords="offset points",
-            ha="center",
-            va=va,
-            color=line["color"],
-            fontsize=fontsize,
-            zorder=5,
-        )
-        box = label.get_window_extent(_renderer(ax.figure))
-        shift = max(frame.x0 + 4 - box.x0, 0.0) or min(frame.x1 - 2 - box.x1, 0.0)
-        label.set_position((shift * 72 / DPI, offset))
-
-
-PLACES = {0.5: "zone", 2.0: "region", 20.0: "continent"}
-
-
-def _milliseconds(trip: float) -> str:
-    return _plain(float(f"{trip:.2g}"))
-
-
-def _place(trip: float) -> str:
-    """Where one is at this round trip (ms), on a line of its own; measured ones are a little off the round numbers."""
-    return next((f"\n{name}" for at, name in PLACES.items() if 0.8 <= trip / at <= 1.25), "")
+        arrow = {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 11, **line}
+        ax.annotate("", xy=(end, y), xytext=(start, y), arrowprops=arrow, zorder=4)
+    # Long text stands in the middle of the frame, short text in the middle of its arrow.
+    pixels = (a + b) / 2 if len(text) < 56 else ax.transAxes.transform((0.5, 0))[0]
+    x = ax.transData.inverted().transform((pixels, 0))[0]
+    _value(ax, textwrap.fill(text, 84), x, y, line["color"], above=3, fontsize=9.5)
 
 
 @_styled
@@ -350,139 +222,69 @@ def distance(
     points: Sequence[tuple[float, float, float, float]],
     title: str | None = None,
     *,
-    noise: float = CLEAR_GAIN,
+    noise: float = 1.0,
     nearest: str = "loopback",
 ) -> Figure:
-    """Draw the gain against the network's round-trip time.
+    """Draw a comparison's gain against the network distance.
 
-    `points`: (round trip in ms, ratio, low, high) each, the nearest first, which is called `nearest`. The grey
-    band is where no gain can be claimed.
+    `points`: (round trip in ms, ratio, low, high) each, the nearest first, which is called `nearest`. The grey band is
+    where no clear difference is.
     """
     if not points:
-        raise ValueError("distance needs at least one point (round_trip_ms, ratio, low, high), found none.")
+        raise ValueError("distance needs at least one point (round trip in ms, ratio, low, high), found none.")
     closest = min((p[0] for p in points if p[0] > 0), default=0.05)
-    # A round trip of 0 has no place on a log axis: loopback stands where the nearest measured one would.
+    # A round trip of 0 has no place on a log axis: it stands where the nearest measured one would.
     trips = np.array([p[0] if p[0] > 0 else min(0.05, closest / 4) for p in points])
     ratio, low, high = (np.array([p[i] for p in points], dtype=float) for i in (1, 2, 3))
     threshold = max(CLEAR_GAIN, noise)
-
-    fig, ax = _new(3.8, 7.0)
-    ax.set_xscale("log")
-    left, right = trips.min() / 1.6, trips.max() * 2.0
-    ax.set_xlim(left, right)
+    names = [nearest, *(f"{significant(t, 2)} ms" for t in trips[1:])]
+    wording = f"{significant(ratio[0])}x on {nearest}, {significant(ratio[-1])}x at {names[-1]}"
+    fig, ax = _new(3.6, title if title is not None else f"The gain at your distance: {wording}")
     top, bottom = max(high.max(), threshold), min(low.min(), 1 / threshold)
     log = top / bottom > LOG_FROM
-    if log:
-        ax.set_yscale("log")
-        bottom, top = bottom / 1.25, top * (top / bottom) ** 0.12
-        ax.set_ylim(bottom, top)
-        _log_axis(ax.yaxis, bottom, top)
-        ax.yaxis.set_minor_locator(NullLocator())
-    else:
-        ax.set_ylim(0, top * 1.18)
-        ax.yaxis.set_major_formatter(FuncFormatter(_plain))
-    names = [nearest] + [_milliseconds(t) + _place(t) for t in trips[1:]]
+    _scale(ax, "y", bottom, top * 1.25, log)
+    ax.set_xscale("log")
+    ax.set_xlim(trips.min() / 1.6, trips.max() * 1.9)
     ax.xaxis.set_major_locator(FixedLocator(list(trips)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, i: names[i] if i is not None and i < len(names) else ""))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("network distance (round trip, ms, log scale)")
+    ax.set_xlabel("network distance (measured round trip, log scale)")
     ax.set_ylabel(f"gain (times{', log scale' if log else ''})")
-    wording = f"{significant(ratio[0])}x on {nearest}, {significant(ratio[-1])}x at {_milliseconds(trips[-1])} ms"
-    _layout(fig, ax, title if title is not None else f"The gain at your distance: {wording}", names=False)
-    _thin_labels(ax, list(trips), names)
-
-    ax.axhspan(1 / threshold, threshold, color=BAND, zorder=0, linewidth=0)
-    order = np.argsort(trips)
-    ax.fill_between(trips[order], low[order], high[order], color=COLOURS["after"], alpha=0.18, linewidth=0)
-    ax.plot(trips[order], ratio[order], color=COLOURS["after"], marker="o", markersize=6)
-    for i in order:
-        # The value stands on the side where the curve falls away from it.
-        rank = int(np.flatnonzero(order == i)[0])
-        ahead = order[rank + 1] if rank + 1 < len(order) else i
-        rising = ratio[ahead] > ratio[i]
-        ax.annotate(
-            f"{significant(ratio[i])}x",
-            (trips[i], max(high[i], ratio[i])),
-            xytext=(-3 if rising else 3, 6),
-            textcoords="offset points",
-            ha="right" if rising and rank else "center" if rising else "left",
-            color=COLOURS["after"],
-            fontsize=9.5,
-            fontweight="bold",
-        )
-    # The band's name stands where the curve is farthest from it.
-    at_left = abs(math.log(ratio[order][0])) >= abs(math.log(ratio[order][-1]))
-    ax.annotate(
-        "noise",
-        (0.0 if at_left else 1.0, threshold),
-        xycoords=blended_transform_factory(ax.transAxes, ax.transData),
-        xytext=(5 if at_left else -5, 3),
-        textcoords="offset points",
-        ha="left" if at_left else "right",
-        fontsize=9,
-        color=FAINT,
-    )
+    ax.axhspan(1 / threshold, threshold, color=BAND, zorder=0, linewidth=0, label="no clear difference")
+    ax.errorbar(trips, ratio, [ratio - low, high - ratio], color=COLOURS["after"], marker="o", capsize=3)
+    for trip, gain, end in zip(trips, ratio, high, strict=True):
+        _value(ax, f"{significant(gain)}x", trip, end, COLOURS["after"], above=5, fontsize=9.5)
+    ax.legend(loc="best", fontsize=9, frameon=False)
     return fig
-
-
-def _thin_labels(ax: Axes, ticks: list[float], names: list[str]) -> None:
-    """Take away x labels that would touch one written before; loopback and named distances come first."""
-    renderer = _renderer(ax.figure)
-    order = sorted(range(len(names)), key=lambda i: (i != 0, "\n" not in names[i], i))
-    kept: list[tuple[float, float]] = []
-    for i in order:
-        probe = ax.text(ticks[i], ax.get_ylim()[0], names[i], fontsize=9.5, ha="center")
-        box = probe.get_window_extent(renderer)
-        probe.remove()
-        if all(box.x1 + 6 < start or end + 6 < box.x0 for start, end in kept):
-            kept.append((box.x0, box.x1))
-        else:
-            names[i] = ""  # the formatter reads this list
 
 
 @_styled
 def gains(records: Sequence[Mapping[str, Any]], title: str | None = None) -> Figure:
     """Draw each comparison's gain with its interval, the greatest first; the height grows with their number.
 
-    `records`: results as kept by `results.append` (keys lesson, name, ratio, interval, verdict, and
-    noise if known).
+    `records`: results as kept by `results.append` (keys lesson, name, ratio, interval, verdict, and noise if known).
     """
     if not records:
         raise ValueError("gains needs at least one record, found none: run a notebook first.")
     records = sorted(records, key=lambda r: r["ratio"], reverse=True)
-    low = min(r["interval"][0] for r in records)
-    high = max(r["interval"][1] for r in records)
     threshold = max(CLEAR_GAIN, *(r.get("noise") or 1.0 for r in records))
-    left, right = min(low, 1 / threshold) / 1.15, max(high, threshold)
-    right *= max((right / left) ** 0.2, 1.15)
-
-    fig, ax = _new(1.3 + 0.36 * len(records))
-    ax.set_xscale("log")
-    ax.set_xlim(left, right)
-    _log_axis(ax.xaxis, left, right)
-    ax.set_ylim(len(records) - 0.5, -0.5)
-    ax.set_yticks(range(len(records)), [_record_label(r) for r in records])
-    ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("gain, before / after (times, log scale); grey: no difference can be claimed")
-    best = records[0]
-    _layout(
-        fig,
-        ax,
-        title if title is not None else f"{_record_label(best)} gains most: {significant(best['ratio'])}x",
-        name_lines=1,
-        left_share=0.45,
-    )
-
+    best = f"{_record_label(records[0])} gains most: {significant(records[0]['ratio'])}x"
+    fig, ax = _new(1.2 + 0.42 * len(records), title if title is not None else best)
+    low, high = min(r["interval"][0] for r in records), max(r["interval"][1] for r in records)
+    _scale(ax, "x", min(low, 1 / threshold), max(high, threshold) * (high / low) ** 0.08, log=True)
+    _rows(ax, [_record_label(r) for r in records], width=52)
+    ax.set_xlabel("gain, before / after (times, log scale); grey band: no clear difference")
     ax.axvspan(1 / threshold, threshold, color=BAND, zorder=0, linewidth=0)
     for row, record in enumerate(records):
         start, end = record["interval"]
-        colour = {"faster": COLOURS["after"], "slower": COLOURS["before"]}.get(record["verdict"], FAINT)
-        ax.plot([start, end], [row, row], color=colour, linewidth=3, solid_capstyle="butt")
-        ax.plot(record["ratio"], row, marker="o", color=colour, markersize=6)
+        gain = record["ratio"]
+        colour = COLOURS["after"] if "faster" in record["verdict"] else COLOURS["before"]
+        colour = FAINT if record["verdict"] == "~" else colour
+        ax.errorbar(gain, row, xerr=[[gain - start], [end - gain]], color=colour, marker="o", markersize=6, capsize=3)
         ax.annotate(
-            f"{significant(record['ratio'])}x" + (" ~" if record["verdict"] == "~" else ""),
-            (max(end, record["ratio"]), row),
-            xytext=(8, 0),
+            f"{significant(gain)}x" + (" ~" if record["verdict"] == "~" else ""),
+            (end, row),
+            xytext=(7, 0),
             textcoords="offset points",
             va="center",
             color=colour,
@@ -498,53 +300,43 @@ def _record_label(record: Mapping[str, Any]) -> str:
 
 
 @_styled
-def bars(
-    values: Mapping[str, float],
-    title: str,
-    xlabel: str,
-    *,
-    log: bool = False,
-    accent: Collection[str] | None = None,
+def dots(
+    values: Mapping[str, float], title: str, xlabel: str, *, log: bool = False, accent: Sequence[str] | None = None
 ) -> Figure:
-    """Draw one bar per item of `values` with its value written at its end; made for counters.
+    """Draw one dot per item of `values` with its value written beside it; made for counters.
 
-    `xlabel` names what is counted, with its unit. `log`: a logarithmic axis, for ratios above ten; zeros get
-    no bar. `accent`: the names of the bars in the other colour; by default the first, the slow way.
+    `xlabel` names what is counted, with its unit. `log`: a logarithmic axis, for ratios above ten; zeros stand at its
+    left end. `accent`: the names of the dots in the other colour; by default the first, the slow way. What was not
+    counted gets no dot.
     """
     if not values:
-        raise ValueError("bars needs at least one value, found none.")
-    numbers = [float(v) for v in values.values()]
-    if min(numbers) < 0 or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"bars draws counts of 0 and above, found {min(numbers):g}.")
-    positive = [v for v in numbers if v > 0]
-    fig, ax = _new(1.15 + 0.42 * len(values))
-    if log and positive:
-        left, right = min(positive) / 2, max(positive)
-        left = min(left, 10.0 ** math.floor(math.log10(min(positive))) * 0.8)
-        right *= (right / left) ** 0.18
-        ax.set_xscale("log")
-        ax.set_xlim(left, right)
-        _log_axis(ax.xaxis, left, right)
-    else:
-        left = 0.0
-        ax.set_xlim(0, (max(numbers) or 1) * 1.18)
-        ax.xaxis.set_major_formatter(FuncFormatter(_plain))
-    ax.set_ylim(len(values) - 0.45, -0.55)
-    ax.set_yticks(range(len(values)), list(values))
-    ax.tick_params(axis="y", length=0)
-    ax.grid(False, axis="y")
-    ax.set_xlabel(f"{xlabel}{' (log scale)' if log and positive else ''}")
-    _layout(fig, ax, title)
+        raise ValueError("dots needs at least one value, found none.")
+    numbers = {name: float(value) for name, value in values.items()}
+    counted = [number for number in numbers.values() if not math.isnan(number)]
+    if any(number < 0 or math.isinf(number) for number in counted):
+        raise ValueError(f"dots draws counts of 0 and above, found {min(counted):g}.")
+    positive = [number for number in counted if number > 0] or [1.0]
+    log = log and max(positive) > min(positive)
+    fig, ax = _new(1.15 + 0.42 * len(values), title)
+    _scale(ax, "x", min(positive), max(positive) * 1.3, log)
+    if not log:
+        ax.set_xlim(-0.02 * max(positive), max(positive) * 1.2)
+    _rows(ax, list(values))
+    ax.set_xlabel(f"{xlabel}{' (log scale)' if log else ''}")
     # Light and dark keep the two colours apart in grey.
     accented = set(list(values)[:1] if accent is None else accent)
-    colours = [COLOURS["before" if name in accented else "after"] for name in values]
-    for row, (value, colour) in enumerate(zip(numbers, colours, strict=True)):
-        shown = value if value > 0 or not log else left
-        ax.barh(row, shown - left if log else shown, left=left, height=0.58, color=colour)
+    for row, (name, number) in enumerate(numbers.items()):
+        colour = COLOURS["before" if name in accented else "after"]
+        missing = math.isnan(number)
+        at = ax.get_xlim()[0] if missing or (log and number <= 0) else number
+        if not missing:
+            ax.hlines(row, ax.get_xlim()[0], at, color="#cfcfcf", linewidth=1, zorder=1)
+            ax.plot(at, row, marker="o", markersize=8, color=colour, clip_on=False, zorder=3)
+        text = "not counted" if missing else f"{number:,.0f}" if number == int(number) else significant(number)
         ax.annotate(
-            f"{value:,.0f}" if value == int(value) else significant(value),
-            (shown, row),
-            xytext=(6, 0),
+            text,
+            (at, row),
+            xytext=(9, 0),
             textcoords="offset points",
             va="center",
             color=colour,

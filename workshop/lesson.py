@@ -218,9 +218,9 @@ class Lesson:
         options |= {"at_most": at_most, "at_least": at_least}
         return exercise.check(candidate, expected, observer=self.observer, **options)
 
-    def bars(self, values: dict[str, float], title: str, xlabel: str, **options):
-        """A labelled bar for each counter, see `figures.bars`."""
-        return figures.bars(values, title, xlabel, **options)
+    def dots(self, values: Mapping[str, float], title: str, xlabel: str, **options):
+        """A labelled dot for each counter, see `figures.dots`."""
+        return figures.dots(values, title, xlabel, **options)
 
     def close(self) -> None:
         """Give the sandbox back now, instead of at the kernel's end."""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import base64
-import html as markup
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader
+
 from workshop.measure.result import Comparison
 from workshop.state import WorkshopError
-from workshop.table import seconds, significant
+from workshop.table import Table, seconds, significant
 
 __all__ = ["EMPTY", "KEYS", "as_json", "figure", "html", "table"]
 
 EMPTY = "No results yet: run a notebook first (make lab), then ask again."
-
 KEYS = (
     "lesson",
     "name",
@@ -33,9 +33,8 @@ KEYS = (
     "scale",
     "at",
 )
-
 HEADINGS = ("lesson", "comparison", "before", "after", "lower bound", "gain (interval)", "verdict")
-_NUMBERS = {2, 3, 4, 5}  # columns that are aligned on the right
+NUMBERS = (2, 3, 4, 5)  # columns that stand to the right
 
 Record = Mapping[str, Any]
 
@@ -61,8 +60,12 @@ def _distances_together(records: Sequence[Record]) -> list[Record]:
     return sorted(records, key=lambda r: (place[_series(r)], _added_ms(r)))
 
 
-def _cells(record: Record) -> tuple[str, ...]:
+def _gain(record: Record) -> str:
     low, high = record["interval"]
+    return f"{significant(record['ratio'])}x ({significant(low)} to {significant(high)})"
+
+
+def _cells(record: Record) -> tuple[str, ...]:
     bound = record.get("lower_bound_s")
     return (
         str(record.get("lesson") or ""),
@@ -70,52 +73,86 @@ def _cells(record: Record) -> tuple[str, ...]:
         seconds(record["before_s"]),
         seconds(record["after_s"]),
         seconds(bound) if bound is not None else "-",
-        f"{significant(record['ratio'])}x ({significant(low)} to {significant(high)})",
+        _gain(record),
         str(record["verdict"]),
     )
 
 
-def table(records: Sequence[Record]) -> str:
-    """Return a plain text table, the best gain first; times are medians per unit of each comparison."""
-    if not records:
-        return EMPTY
-    rows = [HEADINGS, *map(_cells, _distances_together(records))]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    rows.insert(1, tuple("-" * width for width in widths))
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i in _NUMBERS else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+def table(records: Sequence[Record]) -> Table:
+    """The results, the best gain first; times are medians per unit of each comparison."""
+    return Table(HEADINGS, [_cells(r) for r in _distances_together(records)], empty=EMPTY, right=NUMBERS)
 
 
 def as_json(records: Sequence[Record]) -> str:
-    """Return a JSON array, the best gain first; each entry has exactly the keys `KEYS`, null for unknown.
+    """A JSON array, the best gain first; each entry has exactly the keys `KEYS`, null for unknown.
 
     Times end in `_s` and are seconds; `ratio` is before/after, `interval` its 95 % interval [low, high].
     """
     return json.dumps([{key: r.get(key) for key in KEYS} for r in _best_first(records)], indent=2, ensure_ascii=False)
 
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #8886; text-align: left; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-small { opacity: .75; }
-"""
+def figure(records: Sequence[Record], path: Path) -> None:
+    """Write a picture (PNG or SVG, by the file's ending) of each lesson's largest gain that has a lower bound.
+
+    Raises WorkshopError when no lesson has one.
+    """
+    from workshop import figures  # matplotlib is slow to import: the table and the JSON need none of it
+
+    largest: dict[str, Record] = {}
+    for record in _best_first(records):
+        if record["verdict"] == "faster" and record.get("lower_bound_s") and not _added_ms(record):
+            largest.setdefault(record["lesson"], record)
+    if not largest:
+        raise WorkshopError(EMPTY)
+    figures.gains(list(largest.values()), "The largest gain of each lesson").savefig(path)
 
 
-def _image(figure: Any, alt: str) -> str:
+def html(records: Sequence[Record], path: Path) -> None:
+    """Write one self-contained HTML file: the table, the gains, and each comparison's plot.
+
+    Nothing is loaded from elsewhere. Records without raw samples get no plot of their own.
+    """
+    from workshop import figures  # see figure()
+
+    ordered = _distances_together(records)
+    # Farther away is one picture with the nearest, not many of the same.
+    nearest = [record for record in ordered if not _added_ms(record)]
+    overview = None
+    if nearest:
+        alt = "; ".join(f"{r.get('lesson')} {r.get('name')}: {_gain(r)}" for r in nearest)
+        overview = _picture(figures.gains(nearest), alt)
+    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(
+        "report.html.jinja"
+    )
+    page = template.render(
+        table=table(records)._repr_html_(), overview=overview, parts=[_part(r, ordered) for r in nearest]
+    )
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def _part(record: Record, ordered: Sequence[Record]) -> dict[str, Any]:
+    """One comparison of the page: title, pictures or a sentence, and what the numbers were measured on."""
+    from workshop import figures
+
+    title = ": ".join(str(part) for part in (record.get("lesson"), record.get("name")) if part)
+    pictures = []
+    if record.get("samples"):
+        result = Comparison.from_record(record)
+        pictures.append(_picture(figures.comparison(result, result.finding), f"{title}: {result.finding}"))
+    if record.get("series"):
+        far = [r for r in ordered if r.get("series") and _series(r) == _series(record)]
+        points = [(1e3 * (r.get("round_trip_s") or 0.0), r["ratio"], *r["interval"]) for r in far]
+        alt = f"{title}: gain at " + ", ".join(f"{t:.2g} ms {significant(x)}x" for t, x, _, _ in points)
+        where = {"noise": record.get("noise") or 1.0, "nearest": record.get("nearest") or "loopback"}
+        pictures.append(_picture(figures.distance(points, **where), alt))
+    sentence = f"{seconds(record['before_s'])} became {seconds(record['after_s'])}: {_gain(record)}"
+    return {"title": title, "pictures": pictures, "sentence": sentence, "facts": _facts(record)}
+
+
+def _picture(figure: Any, alt: str) -> dict[str, str]:
     data = io.BytesIO()
     figure.savefig(data, format="png")
-    encoded = base64.b64encode(data.getvalue()).decode("ascii")
-    return f'<p><img alt="{markup.escape(alt)}" src="data:image/png;base64,{encoded}"></p>'
+    return {"data": base64.b64encode(data.getvalue()).decode("ascii"), "alt": alt}
 
 
 def _facts(record: Record) -> str:
@@ -126,90 +163,8 @@ def _facts(record: Record) -> str:
     if record.get("round_trip_s") is not None:
         facts.append(f"round trip {seconds(record['round_trip_s'])}")
     if record.get("scale") is not None:
-        scale = record["scale"]
-        facts.append("scale " + (_pairs(scale) if isinstance(scale, Mapping) else str(scale)))
+        facts.append(f"scale {record['scale']}")
     if isinstance(record.get("versions"), Mapping):
-        facts.append(_pairs(record["versions"]))
+        facts.append(", ".join(f"{name} {version}" for name, version in record["versions"].items()))
     facts += [str(record[key]) for key in ("host", "at") if record.get(key)]
-    return markup.escape("; ".join(facts))
-
-
-def _pairs(mapping: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in mapping.items())
-
-
-def figure(records: Sequence[Record], path: Path) -> None:
-    """Write a picture (PNG or SVG, by the file's ending) of each lesson's largest gain among those with a lower bound.
-
-    Raises WorkshopError when no lesson has one.
-    """
-    from workshop import figures  # see html()
-
-    largest: dict[str, Record] = {}
-    for record in _best_first(records):
-        if record["verdict"] == "faster" and record.get("lower_bound_s") and not _added_ms(record):
-            largest.setdefault(record["lesson"], record)
-    if not largest:
-        raise WorkshopError(EMPTY)
-    title = "The largest gain of each lesson"
-    figures.gains(list(largest.values()), title).savefig(path)
-
-
-def html(records: Sequence[Record], path: Path) -> None:
-    """Write one self-contained HTML file: the table, the gains, and each comparison's plot.
-
-    Nothing is loaded from elsewhere. Records without raw samples get no plot of their own.
-    """
-    body = ["<h1>What each technique gains</h1>"]
-    if not records:
-        body.append(f"<p>{markup.escape(EMPTY)}</p>")
-    else:
-        from workshop import figures  # matplotlib is slow to import: the table and the JSON need none of it
-
-        ordered = _distances_together(records)
-        cells = [_cells(r) for r in ordered]
-        number = [' class="number"' if i in _NUMBERS else "" for i in range(len(HEADINGS))]
-        head = "".join(f'<th scope="col"{n}>{h}</th>' for n, h in zip(number, HEADINGS, strict=True))
-        rows = "".join(
-            "<tr>" + "".join(f"<td{n}>{markup.escape(c)}</td>" for n, c in zip(number, row, strict=True)) + "</tr>\n"
-            for row in cells
-        )
-        body.append(f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>')
-        body.append(
-            "<p>Times are medians per unit. The gain is before / after with its 95 % interval; "
-            "~ means that no difference can be claimed.</p>"
-        )
-        # Farther away is one picture with the nearest, not many of the same.
-        nearest = [(r, row) for r, row in zip(ordered, cells, strict=True) if not _added_ms(r)]
-        alt = "; ".join(f"{row[0]} {row[1]}: {row[5]}" for _, row in nearest)
-        if nearest:
-            body.append(_image(figures.gains([r for r, _ in nearest]), alt))
-        for record, row in nearest:
-            title = ": ".join(part for part in row[:2] if part)
-            body.append(f"<h2>{markup.escape(title)}</h2>")
-            if record.get("samples"):
-                result = Comparison.from_record(record)
-                body.append(_image(figures.comparison(result, result.finding), f"{title}: {result.finding}"))
-            else:
-                body.append(f"<p>{markup.escape(f'{row[2]} became {row[3]}: {row[5]}')}</p>")
-            if record.get("series"):
-                far = [r for r in ordered if r.get("series") and _series(r) == _series(record)]
-                points = [(1e3 * (r.get("round_trip_s") or 0.0), r["ratio"], *r["interval"]) for r in far]
-                alt = f"{title}: gain at " + ", ".join(f"{t:.2g} ms {significant(x)}x" for t, x, _, _ in points)
-                body.append(
-                    _image(
-                        figures.distance(
-                            points, noise=record.get("noise") or 1.0, nearest=record.get("nearest") or "loopback"
-                        ),
-                        alt,
-                    )
-                )
-            body.append(f"<p><small>{_facts(record)}</small></p>")
-    text = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>What each technique gains</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
-    Path(path).write_text(text, encoding="utf-8")
+    return "; ".join(facts)
