@@ -128,11 +128,11 @@ def test_report(own_state, tmp_path):
         "name": "pool",
         "before_s": 0.005,
         "after_s": 0.00025,
-        "floor_s": None,
+        "lower_bound_s": None,
         "ratio": 20.0,
         "interval": [19.0, 21.0],
         "verdict": "faster",
-        "noise_floor": 1.05,
+        "noise": 1.05,
         "round_trip_s": 2.5e-05,
         "versions": {"postgres": "18.6"},
         "scale": 1.0,
@@ -148,9 +148,9 @@ def test_report(own_state, tmp_path):
     kept = ("labels", "unit", "units", "samples")
     assert latest == {key: value for key, value in record.items() if key not in kept}
     assert "20.0x" in workshop("report").stdout
-    assert workshop("report", "--figure", str(tmp_path / "gains.png")).returncode == 1  # nothing with a floor yet
-    with_floor = {"floor_s": 0.0001, "samples": {**record["samples"], "floor": [0.0001] * 6}}
-    results.append({**record, **with_floor}, own_state / results.FILE)
+    assert workshop("report", "--figure", str(tmp_path / "gains.png")).returncode == 1  # nothing with a lower bound yet
+    bound = {"lower_bound_s": 0.0001, "samples": {**record["samples"], "lower_bound": [0.0001] * 6}}
+    results.append({**record, **bound}, own_state / results.FILE)
     assert workshop("report", "--figure", str(tmp_path / "gains.png")).returncode == 0
     assert (tmp_path / "gains.png").read_bytes().startswith(b"\x89PNG")
     page = tmp_path / "report.html"
@@ -170,7 +170,7 @@ def test_doctor(own_state, monkeypatch):
 
 def test_lab_answers_and_stops_what_it_started(own_state):
     assert workshop("up", *SMALL).returncode == 0
-    workshop("down")
+    workshop("down")  # what `up` starts would stay
     lab = subprocess.Popen(
         [sys.executable, "-m", "workshop", "lab", "--no-browser", "--ServerApp.port_retries=50"],
         cwd=CHECKOUT,

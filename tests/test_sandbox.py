@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
 
 import psycopg
 import pymongo
@@ -13,8 +22,8 @@ import pytest
 import redis
 from psycopg import sql
 
-from workshop import sandbox
-from workshop.servers.postgres_server import dsn
+from workshop import lease, open_lesson, sandbox
+from workshop.servers.postgres_server import connect, dsn
 from workshop.shop import postgres_loader, seed
 
 WANTED = ("postgres", "mongo", "redis")
@@ -27,7 +36,7 @@ def shop(servers):
 
 
 def databases(servers) -> set[str]:
-    with psycopg.connect(dsn(servers.postgres)) as connection:
+    with connect(servers.postgres) as connection:
         return {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
 
 
@@ -37,7 +46,7 @@ def stores_holding(servers, box: dict) -> set[str]:
     with pymongo.MongoClient(servers.mongo) as client:
         found |= {"mongo"} if box["name"] in client.list_database_names() else set()
     with redis.Redis.from_url(servers.redis, decode_responses=True) as client:
-        registered = client.hexists(sandbox.REDIS_REGISTRY, box["redis_database"])
+        registered = client.hexists(lease.REGISTRY, str(box["redis_database"]))
     with redis.Redis.from_url(sandbox.redis_database_url(servers.redis, box["redis_database"])) as client:
         found |= {"redis"} if registered or client.dbsize() else set()
     return found
@@ -51,61 +60,203 @@ def wait_until_gone(servers, box: dict) -> None:
 
 
 LESSON = """
-import json, sys
+import json, socket, sys
 from dataclasses import asdict
 import redis
 from workshop import sandbox
 from workshop.servers import lifecycle
+socket.gethostname = lambda: {host!r}
 box = sandbox.create(lifecycle.up(), "test", ("postgres", "mongo", "redis"))
-if {watched}:
-    watcher = sandbox.watch(box)
+watcher = sandbox.watch(box)
 redis.Redis.from_url(box.redis).set("something", "of the lesson")
-print(json.dumps(asdict(box)), flush=True)
+print(json.dumps(asdict(box) | {{"watcher": watcher.pid}}), flush=True)
 sys.stdin.read()
 """
 
 
-def start_lesson(watched: bool) -> tuple[subprocess.Popen, dict]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", LESSON.format(watched=watched)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    return process, json.loads(process.stdout.readline())
+class Machine:
+    """A lesson's process as on a machine of its own: with a host name and a state folder, and the servers by URL."""
+
+    def __init__(self, servers, folder: Path, host: str = "laptop") -> None:
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o711)
+        urls = {
+            "WORKSHOP_POSTGRES_URL": servers.postgres.render_as_string(hide_password=False),
+            "WORKSHOP_REDIS_URL": servers.redis,
+            "WORKSHOP_MONGO_URL": servers.mongo,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LESSON.format(host=host)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "WORKSHOP_STATE": str(folder), **urls},
+        )
+        self.box = json.loads(self.process.stdout.readline())
+
+    def vanish(self) -> None:
+        """Kernel and watcher are killed at the same moment, as when a container goes."""
+        os.kill(self.box["watcher"], signal.SIGKILL)
+        self.process.kill()
+        self.process.wait(10)
 
 
-def test_a_killed_kernel_leaves_nothing(shop):
-    process, box = start_lesson(watched=True)
-    assert stores_holding(shop, box) == set(WANTED)
-    process.kill()
-    process.wait(10)
-    wait_until_gone(shop, box)
+@pytest.fixture
+def machine(shop, tmp_path):
+    """Makes machines; they and what they hold are gone after the test."""
+    made = []
+
+    def make(state: str = "state", host: str = "laptop") -> Machine:
+        # pytest's own folder is closed to the account that runs PostgreSQL for root
+        folder = Path(tempfile.gettempdir()) / f"workshop-test-{state}-{os.getpid()}"
+        made.append((Machine(shop, folder, host), folder))
+        return made[-1][0]
+
+    yield make
+    for one, folder in made:
+        if one.process.poll() is None:
+            one.process.send_signal(signal.SIGCONT)
+            one.process.kill()
+            one.process.wait(10)
+        wait_until_gone(shop, one.box)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_what_a_power_cut_left_is_dropped_by_the_next_lesson(shop):
-    process, box = start_lesson(watched=False)  # as if the watcher had been killed too
-    sandbox.reap(shop)
-    assert stores_holding(shop, box) == set(WANTED)  # its process lives: hands off
-    process.kill()
-    process.wait(10)
-    assert stores_holding(shop, box) == set(WANTED)
-    assert box["name"] in sandbox.reap(shop)
-    assert stores_holding(shop, box) == set()
+def test_a_killed_kernel_leaves_nothing(shop, machine):
+    lesson = machine()
+    assert stores_holding(shop, lesson.box) == set(WANTED)
+    lesson.process.kill()
+    wait_until_gone(shop, lesson.box)
+
+
+def test_kernel_and_watcher_killed_at_once_are_cleaned_up_from_anywhere(shop, machine):
+    gone, lives = machine("one", host="a3f9c1"), machine("other", host="77b0de")
+    gone.vanish()
+    assert stores_holding(shop, gone.box) == set(WANTED)
+    sandbox.reap(shop)  # a third state folder, this test's own
+    assert stores_holding(shop, gone.box) == set()
+    assert stores_holding(shop, lives.box) == set(WANTED)
+
+
+def test_two_machines_with_equal_names_and_paths_do_not_take_from_each_other(shop, machine):
+    """Cloned machines have equal host names, paths and, now and then, process ids."""
+    first, second = machine("same"), machine("same")
+    assert first.box["name"] != second.box["name"]
+    assert first.box["redis_database"] != second.box["redis_database"]
+    second.vanish()
+    machine("same")  # a lesson opens on the second one again
+    assert stores_holding(shop, first.box) == set(WANTED)
+    assert stores_holding(shop, second.box) == set()
+
+
+def test_a_paused_laptop_keeps_its_sandbox(shop, machine):
+    lesson = machine()
+    os.kill(lesson.box["watcher"], signal.SIGSTOP)
+    lesson.process.send_signal(signal.SIGSTOP)
+    try:
+        # As after a long pause: the times that it would have renewed are over, its sessions are there.
+        with pymongo.MongoClient(shop.mongo) as client:
+            long_ago = {"$set": {"until": datetime(2020, 1, 1, tzinfo=UTC)}}
+            client[lesson.box["name"]][lease.OWNER].update_one({"_id": "owner"}, long_ago)
+        with redis.Redis.from_url(shop.redis) as client:
+            client.hset(lease.REGISTRY, str(lesson.box["redis_database"]), "1")
+        sandbox.reap(shop)
+        assert stores_holding(shop, lesson.box) == set(WANTED)
+    finally:
+        os.kill(lesson.box["watcher"], signal.SIGCONT)
+
+
+def test_a_lease_is_taken_again_when_its_session_was_lost(shop, monkeypatch):
+    """As after a failover, or a night without network."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    box = sandbox.create(shop, "test", ("postgres",))
+    try:
+        key = lease.key_of(box.name)
+        with connect(shop.postgres) as connection:
+            held = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objid = %s"
+            (pid,) = connection.execute(held, key).fetchone()
+            connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            give_up = time.monotonic() + 10
+            while not (again := connection.execute(held, key).fetchone()):
+                assert time.monotonic() < give_up
+                time.sleep(0.05)
+        assert again != (pid,)
+    finally:
+        box.drop()
+
+
+def test_a_kill_between_create_and_mark_leaves_nothing_for_ever(shop):
+    name = f"{sandbox.PREFIX}test_0a1b2c3d"
+    with connect(shop.postgres) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    assert name in sandbox.reap(shop)
+    assert name not in databases(shop)
 
 
 def test_what_the_workbook_did_not_make_is_never_dropped(shop):
-    lookalike = f"{sandbox.PREFIX}of_somebody_else"
-    with psycopg.connect(dsn(shop.postgres), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {lookalike}")
+    lookalikes = {
+        f"{sandbox.PREFIX}of_somebody_else": None,
+        f"{sandbox.PREFIX}test_0a1b2c3e": "a colleague's",
+        f"{sandbox.PREFIX}test_0a1b2c3f": '{"workshop": "something else"}',
+    }
+    with connect(shop.postgres) as connection:
         try:
-            for comment in (
-                None,
-                "a colleague's",
-                '{"workshop": "sandbox", "home": "another", "pid": 1, "created": 0}',
-            ):
-                connection.execute(sql.SQL(f"COMMENT ON DATABASE {lookalike} IS {{}}").format(sql.Literal(comment)))
-                assert sandbox.reap(shop) == []
-                assert lookalike in databases(shop)
+            for name, comment in lookalikes.items():
+                connection.execute(f"CREATE DATABASE {name}")
+                connection.execute(sql.SQL(f"COMMENT ON DATABASE {name} IS {{}}").format(sql.Literal(comment)))
+            assert not set(sandbox.reap(shop)) & lookalikes.keys()
+            assert lookalikes.keys() <= databases(shop)
         finally:
-            connection.execute(f"DROP DATABASE {lookalike}")
+            for name in lookalikes:
+                connection.execute(f"DROP DATABASE IF EXISTS {name}")
+
+
+def test_a_mongo_database_without_the_mark_stays(shop):
+    name = f"{sandbox.PREFIX}test_0a1b2c3d"
+    with pymongo.MongoClient(shop.mongo) as client:
+        client[name].things.insert_one({})
+        try:
+            sandbox.reap(shop)
+            assert name in client.list_database_names()
+        finally:
+            client.drop_database(name)
+
+
+def test_several_sandboxes_at_once(shop):
+    """No queue: the template is copied by all of them together."""
+    with ThreadPoolExecutor(4) as pool:
+        boxes = list(pool.map(lambda _: sandbox.create(shop, "test", ("postgres", "redis")), range(4)))
+    try:
+        assert {box.name for box in boxes} <= databases(shop)
+        assert len({box.redis_database for box in boxes}) == 4
+    finally:
+        for box in boxes:
+            box.drop()
+    assert not {box.name for box in boxes} & databases(shop)
+
+
+def test_the_first_cell_run_twenty_times_leaves_no_connection_over(shop):
+    def open_now() -> tuple[int, int, int, int]:
+        with connect(shop.postgres) as connection, pymongo.MongoClient(shop.mongo) as mongo:
+            sessions = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE datname IS NOT NULL").fetchone()[
+                0
+            ]
+            sockets = mongo.admin.command("serverStatus")["connections"]["current"]
+        with redis.Redis.from_url(shop.redis) as client:
+            clients = len(client.client_list())
+        return sessions, sockets, clients, threading.active_count()
+
+    lesson = open_lesson("97-again", servers=WANTED)
+    time.sleep(0.5)
+    before, hooks = open_now(), atexit._ncallbacks()
+    for _ in range(19):
+        lesson = open_lesson("97-again", servers=WANTED)
+    give_up = time.monotonic() + 10
+    while any(now > then + 1 for now, then in zip(open_now(), before, strict=True)):
+        assert time.monotonic() < give_up, (open_now(), before)
+        time.sleep(0.2)
+    assert atexit._ncallbacks() == hooks
+    lesson.close()
 
 
 def test_a_sandbox_is_a_copy_with_every_row(shop):

@@ -264,9 +264,17 @@ def test_a_url_in_the_environment_wins_and_is_left_running(servers, own_state, m
 @pytest.mark.parametrize(
     ("variable", "value", "expected"),
     [
-        ("WORKSHOP_POSTGRES_URL", "postgresql://u:secret@127.0.0.1:1/x", "no PostgreSQL answers at 127.0.0.1:1"),
+        (
+            "WORKSHOP_POSTGRES_URL",
+            "postgresql://u:secret@127.0.0.1:1/x",
+            "PostgreSQL at 127.0.0.1:1, which WORKSHOP_POSTGRES_URL names, cannot be used (Connection refused",
+        ),
         ("WORKSHOP_POSTGRES_URL", "not a url", "not a URL like postgresql"),
-        ("WORKSHOP_REDIS_URL", "redis://:secret@127.0.0.1:1/0", "no Redis answers"),
+        (
+            "WORKSHOP_REDIS_URL",
+            "redis://:secret@127.0.0.1:1/0",
+            "Redis at 127.0.0.1:1, which WORKSHOP_REDIS_URL names, cannot be used (Error 111 connecting",
+        ),
         ("WORKSHOP_REDIS_URL", "nonsense", "not a URL like redis"),
         ("WORKSHOP_MONGO_URL", "nonsense", "not a URL like mongodb"),
         ("WORKSHOP_SERVERS", "docker", "'wheel' or 'path'"),
@@ -306,7 +314,9 @@ def test_a_missing_program_is_looked_for_only_where_the_message_says(tmp_path, m
     program.write_text("#!/bin/sh\necho 0.9\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(WorkshopError, match=f"and only version 0.9 was found {looked}"):
+    with pytest.raises(
+        WorkshopError, match=rf"none that will do was found \(no-such-server 0.9 is too old.*\) {looked}"
+    ):
         find(program.name, tmp_path, [], (1,), "A_URL")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_a_closed_checkout_of_roots_gets_a_folder_elsewhere_and_stays_closed(che
         assert state.reachable_by_others(folder)
         assert stat.S_IMODE(checkout.stat().st_mode) == 0o700
     finally:
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 @pytest.mark.skipif(not is_root(), reason="only root can make a folder of somebody else's")

@@ -102,8 +102,8 @@ def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
 def _new(height_in: float, title: str) -> tuple[Figure, Axes]:
     """A figure whose layout matplotlib fits to its texts; the title says the finding and may take several lines."""
-    wrapped = textwrap.fill(title, 92)
-    fig = Figure(figsize=(WIDTH_IN, height_in + 0.2 * wrapped.count("\n")), dpi=DPI, layout="constrained")
+    wrapped = textwrap.fill(title, 86, max_lines=3, placeholder=" …")
+    fig = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
     FigureCanvasAgg(fig)
     fig.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     fig.suptitle(wrapped, x=0.012, ha="left", fontsize=12, fontweight="bold", linespacing=1.25)
@@ -112,7 +112,7 @@ def _new(height_in: float, title: str) -> tuple[Figure, Axes]:
 
 def _rows(ax: Axes, labels: Sequence[str], width: int = 34) -> None:
     """A row for each label, the first on top; long ones are wrapped."""
-    ax.set_yticks(range(len(labels)), [textwrap.fill(label, width) for label in labels])
+    ax.set_yticks(range(len(labels)), [textwrap.fill(label, width, max_lines=3, placeholder=" …") for label in labels])
     ax.set_ylim(len(labels) - 0.45, -0.55)
     ax.tick_params(axis="y", length=0, pad=9)
     ax.grid(False, axis="y")
@@ -214,7 +214,7 @@ def _gap(ax: Axes, y: float, start: float, end: float, text: str, line: dict[str
     # Long text stands in the middle of the frame, short text in the middle of its arrow.
     pixels = (a + b) / 2 if len(text) < 56 else ax.transAxes.transform((0.5, 0))[0]
     x = ax.transData.inverted().transform((pixels, 0))[0]
-    _value(ax, textwrap.fill(text, 84), x, y, line["color"], above=3, fontsize=9.5)
+    _value(ax, textwrap.fill(text, 84, max_lines=2, placeholder=" …"), x, y, line["color"], above=3, fontsize=9.5)
 
 
 @_styled
@@ -251,7 +251,8 @@ def distance(
     ax.set_xlabel("network distance (measured round trip, log scale)")
     ax.set_ylabel(f"gain (times{', log scale' if log else ''})")
     ax.axhspan(1 / threshold, threshold, color=BAND, zorder=0, linewidth=0, label="no clear difference")
-    ax.errorbar(trips, ratio, [ratio - low, high - ratio], color=COLOURS["after"], marker="o", capsize=3)
+    ax.vlines(trips, low, high, color=COLOURS["after"], linewidth=3)
+    ax.plot(trips, ratio, color=COLOURS["after"], marker="o", markersize=6)
     for trip, gain, end in zip(trips, ratio, high, strict=True):
         _value(ax, f"{significant(gain)}x", trip, end, COLOURS["after"], above=5, fontsize=9.5)
     ax.legend(loc="best", fontsize=9, frameon=False)
@@ -280,7 +281,8 @@ def gains(records: Sequence[Mapping[str, Any]], title: str | None = None) -> Fig
         gain = record["ratio"]
         colour = COLOURS["after"] if "faster" in record["verdict"] else COLOURS["before"]
         colour = FAINT if record["verdict"] == "~" else colour
-        ax.errorbar(gain, row, xerr=[[gain - start], [end - gain]], color=colour, marker="o", markersize=6, capsize=3)
+        ax.plot([start, end], [row, row], color=colour, linewidth=3, solid_capstyle="butt")
+        ax.plot(gain, row, marker="o", color=colour, markersize=6)
         ax.annotate(
             f"{significant(gain)}x" + (" ~" if record["verdict"] == "~" else ""),
             (end, row),

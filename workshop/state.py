@@ -27,6 +27,7 @@ from dotenv import dotenv_values
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 ENV_FILE = CHECKOUT / ".env"  # Compose reads it too: there the servers in containers get their passwords and ports
+FALLBACK = Path("/var/tmp") / f"workshop-{os.geteuid()}-{hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:10]}"
 MADE_HERE = "made-by-the-workbook"  # in the state folder: `make clean` may delete it
 ACCOUNT = "nobody"  # where root starts the servers, PostgreSQL runs as this account: it exists on every system
 
@@ -61,8 +62,7 @@ def state_dir() -> Path:
     chosen = os.environ.get("WORKSHOP_STATE")
     folder = Path(chosen).expanduser().absolute() if chosen else CHECKOUT / ".workshop"
     if not chosen and not _usable(folder):
-        digest = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:10]
-        folder = Path("/var/tmp") / f"workshop-{os.geteuid()}-{digest}"
+        folder = FALLBACK
     try:
         made = not folder.exists()
         folder.mkdir(mode=0o700, parents=bool(chosen), exist_ok=True)

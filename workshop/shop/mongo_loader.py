@@ -135,7 +135,9 @@ class _Turn:
 
     def __enter__(self) -> _Turn:
         give_up = time.monotonic() + TURN_DEADLINE_S
-        while not self._write({"$expr": {"$lt": ["$until", "$$NOW"]}}, upsert=True):
+        over = {"$expr": {"$lt": ["$until", "$$NOW"]}}
+        never_taken = {"token": {"$exists": False}}
+        while not (self._write(over) or self._write(never_taken, upsert=True)):
             if time.monotonic() > give_up:
                 raise WorkshopError(
                     f"another process has seeded MongoDB for {TURN_DEADLINE_S:.0f} s: wait for it or end it, "
