@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 
@@ -9,8 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL, create_engine, literal, select, text
 
-from workshop.exercise import _same, check
-from workshop.observe.observation import NotCounted
+from workshop.exercise import check
 from workshop.observe.observer import Observer
 
 
@@ -36,8 +36,8 @@ def engine(scratch):
 def judge(servers, scratch):
     observer = Observer(servers.postgres, scratch.database)
 
-    def judge(candidate, expected, goals=None, **options):
-        return check(candidate, expected, observer=observer, goals=goals or {"statements": 3}, **options)
+    def judge(candidate, expected, at_most=None, **options):
+        return check(candidate, expected, observer=observer, at_most=at_most or {"statements": 3}, **options)
 
     return judge
 
@@ -78,14 +78,46 @@ def test_the_reference_runs_once_and_is_not_counted(engine, judge):
     assert (verdict.passed, len(runs), verdict.seen.statements) == (True, 1, 50)
 
 
+def test_too_few(engine, judge):
+    """A bound from below: the lesson's own idea may need several statements."""
+    verdict = judge(lambda: numbers(engine, 2), [0, 1], {"statements": 5}, at_least={"statements": 3})
+    assert repr(verdict) == "not yet: 2 statements, goal 3 or more"
+    assert judge(lambda: numbers(engine, 3), [0, 1, 2], {"statements": 5}, at_least={"statements": 3})
+
+
+EXPECTED = [0, 1]
+
+
+@pytest.mark.parametrize("cheat", [lambda: EXPECTED, lambda: [0, 1], lambda: list(range(2))])
+def test_an_answer_without_work_is_no_solution(judge, cheat):
+    assert repr(judge(cheat, EXPECTED)) == "not yet: 0 statements, goal 1 or more"
+    # a bound on another counter of the same server asks for work all the same
+    assert repr(judge(cheat, EXPECTED, {"connections": 5})) == "not yet: 0 statements, goal 1 or more"
+
+
+def test_work_elsewhere_is_no_solution(engine, judge, servers):
+    """Statements in another database are not the exercise's."""
+
+    def candidate():
+        with psycopg.connect(servers.postgres.set(drivername="postgresql").render_as_string(hide_password=False)) as c:
+            c.execute("SELECT 1")
+        return [0, 1]
+
+    assert repr(judge(candidate, [0, 1])) == "not yet: 0 statements, goal 1 or more"
+
+
 def test_wrong_answers(engine, judge):
-    assert repr(judge(lambda: [2, 1], [1, 2])) == "not yet: the answer differs: expected [1, 2], found [2, 1]"
-    assert repr(judge(lambda: [1], [1, 2])) == "not yet: the answer differs: expected 2 items, found 1"
-    assert (
-        repr(judge(lambda: [1, 2, 3, 5], [1, 2, 3, 4])) == "not yet: the answer differs: at item 3: expected 4, found 5"
-    )
+    differs = "not yet: the answer differs (expected against found): "
+    assert repr(judge(lambda: [2, 1], [1, 2])) == differs + "item 0 is 1 against 2"
+    assert repr(judge(lambda: [1], [1, 2])) == differs + "2 items against 1"
+    assert repr(judge(lambda: 5, 4)) == differs + "expected 4, found 5"
     assert len(repr(judge(lambda: "x" * 500, "y" * 500))) < 300
-    assert judge(lambda: [2, 1], [1, 2], equal=lambda a, b: sorted(a) == sorted(b))
+
+    def reordered():
+        return numbers(engine, 2)[::-1]
+
+    assert judge(reordered, [0, 1], equal=lambda a, b: sorted(a) == sorted(b))
+    assert not judge(reordered, [0, 1])
 
 
 @pytest.mark.parametrize("placeholder", [None, ..., NotImplemented])
@@ -93,8 +125,12 @@ def test_nothing_returned(judge, placeholder):
     assert repr(judge(lambda: placeholder, [1])) == "not yet: nothing returned"
 
 
-def test_none_may_be_the_answer(judge):
-    assert judge(lambda: None, None)
+def test_none_may_be_the_answer_of_work(engine, judge):
+    def candidate():
+        numbers(engine, 1)
+
+    assert judge(candidate, None)
+    assert repr(judge(lambda: None, None)) == "not yet: 0 statements, goal 1 or more"
 
 
 def test_it_raised(engine, judge):
@@ -103,7 +139,9 @@ def test_it_raised(engine, judge):
         raise ValueError("no such thing\nin line 2")
 
     verdict = judge(candidate, [1])
-    assert repr(verdict) == "not yet: it raised ValueError: no such thing"
+    first, second = repr(verdict).splitlines()
+    assert first == "not yet: it raised ValueError: no such thing"
+    assert second.endswith(r'in candidate: raise ValueError("no such thing\nin line 2")')
     assert verdict.seen.statements == 1
 
     def interrupted():
@@ -119,6 +157,7 @@ def test_a_transaction_left_open_hides_a_query(engine, judge):
     def candidate():
         connection = engine.connect()
         kept.append(connection)
+        connection.execute(text("SELECT 6"))
         return connection.scalar(select(literal(7)))
 
     verdict = judge(candidate, 7)
@@ -126,25 +165,17 @@ def test_a_transaction_left_open_hides_a_query(engine, judge):
     assert repr(verdict).startswith("not yet: a transaction is still open")
 
 
-def test_goals_that_cannot_be_judged(judge):
-    with pytest.raises(NotCounted, match="does not watch Redis"):
-        judge(lambda: 1, 1, {"redis_hits": 1})
-    with pytest.raises(ValueError, match="expected goals among statements"):
+def test_a_counter_that_is_not_counted_here_is_said(engine, judge):
+    verdict = judge(lambda: numbers(engine, 2), [0, 1], {"statements": 3, "redis_hits": 1}, at_least={"redis_hits": 0})
+    assert re.match("not yet: the answer is right, but redis_hits cannot be counted here: .*Redis", repr(verdict))
+    raised = judge(lambda: 1 / 0, 1, {"redis_hits": 1})  # the learner's own error comes first
+    assert repr(raised).startswith("not yet: it raised ZeroDivisionError: division by zero")
+
+
+def test_bounds_that_cannot_be_judged(judge):
+    with pytest.raises(ValueError, match="expected bounds of counters among statements"):
         judge(lambda: 1, 1, {"queries": 1})
     with pytest.raises(ValueError, match="whole number"):
         judge(lambda: 1, 1, {"statements": "3"})
-
-
-def test_equality_knows_rows_arrays_and_frames():
-    np = pytest.importorskip("numpy")
-    pd = pytest.importorskip("pandas")
-    assert _same([(1, "a")], [[1, "a"]])
-    assert not _same([1, 2], [2, 1])
-    assert not _same([1], [1, 1])
-    assert _same({"a": np.array([1.0, np.nan])}, {"a": np.array([1.0, np.nan])})
-    assert not _same(np.array([1, 2]), np.array([1, 3]))
-    assert not _same(np.array([1, 2]), np.array([[1, 2]]))
-    assert _same(pd.DataFrame({"a": [1, None]}), pd.DataFrame({"a": [1, None]}))
-    assert not _same(pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]}))
-    assert not _same(pd.DataFrame({"a": [1]}), [1])
-    assert not _same([1], None)
+    with pytest.raises(ValueError, match="whole number"):
+        judge(lambda: 1, 1, at_least={"statements": -1})

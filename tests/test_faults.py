@@ -1,4 +1,4 @@
-"""What goes wrong with servers on somebody's machine: each fault was seen, and each is repaired or told in a sentence."""
+"""What goes wrong with servers: each fault was seen, and each is repaired or told in one sentence."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_refused_by_redis_and_mongo(servers, monkeypatch):
     monkeypatch.setenv("WORKSHOP_REDIS_URL", re.sub(r":[^:@/]+@", ":secret@", servers.redis))
     assert "invalid username-password pair" in (found := refusal("redis")) and "correct the user or" in found
     monkeypatch.setenv("WORKSHOP_REDIS_URL", servers.redis.replace("redis://", "rediss://"))
-    assert re.search("(?i)ssl|connection", refusal("redis"))
+    assert re.search("(?i)ssl|connect", refusal("redis"))
     monkeypatch.setenv("WORKSHOP_MONGO_URL", re.sub(r":[^:@/]+@", ":secret@", servers.mongo))
     assert "Authentication failed" in (found := refusal("mongo")) and "correct the user, the password" in found
     monkeypatch.setenv("WORKSHOP_MONGO_URL", servers.mongo + "&tls=true")

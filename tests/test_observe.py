@@ -23,6 +23,7 @@ from redis.cache import CacheConfig
 from sqlalchemy import NullPool, Select, String, create_engine, insert, literal, make_url, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from workshop import figures
 from workshop.observe import mongo_probe
 from workshop.observe.observation import NotCounted, Observation, quantity
 from workshop.observe.observer import Observer
@@ -435,6 +436,10 @@ def test_a_cell_that_computes_with_what_was_not_counted_runs():
     assert table.to_string().split("\n")[1].split() == ["lazily", "not", "counted", "not", "counted"]
     assert "not counted" in table.T._repr_html_()
     assert math.isnan(float(one))
+    for log in (False, True):
+        for values in ({"counted": 3, "not": one}, {"not": one}):
+            drawn = figures.dots(values, title="t", xlabel="x", log=log)
+            assert [note.get_text() for note in drawn.axes[0].texts][-1] == "not counted"
 
 
 # --- Redis --------------------------------------------------------------------------------------------------

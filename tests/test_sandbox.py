@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -22,7 +20,7 @@ import pytest
 import redis
 from psycopg import sql
 
-from workshop import lease, open_lesson, sandbox
+from workshop import lease, sandbox
 from workshop.servers.postgres_server import connect, dsn
 from workshop.shop import postgres_loader, seed
 
@@ -113,11 +111,12 @@ def machine(shop, tmp_path):
         return made[-1][0]
 
     yield make
-    for one, folder in made:
+    for one, _ in made:
         if one.process.poll() is None:
             one.process.send_signal(signal.SIGCONT)
             one.process.kill()
             one.process.wait(10)
+    for one, folder in made:
         wait_until_gone(shop, one.box)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -146,7 +145,8 @@ def test_two_machines_with_equal_names_and_paths_do_not_take_from_each_other(sho
     second.vanish()
     machine("same")  # a lesson opens on the second one again
     assert stores_holding(shop, first.box) == set(WANTED)
-    assert stores_holding(shop, second.box) == set()
+    # The number of its Redis database is free, and may be the new lesson's by now.
+    assert stores_holding(shop, second.box) <= {"redis"}
 
 
 def test_a_paused_laptop_keeps_its_sandbox(shop, machine):
@@ -235,28 +235,29 @@ def test_several_sandboxes_at_once(shop):
     assert not {box.name for box in boxes} & databases(shop)
 
 
-def test_the_first_cell_run_twenty_times_leaves_no_connection_over(shop):
-    def open_now() -> tuple[int, int, int, int]:
-        with connect(shop.postgres) as connection, pymongo.MongoClient(shop.mongo) as mongo:
-            sessions = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE datname IS NOT NULL").fetchone()[
-                0
-            ]
-            sockets = mongo.admin.command("serverStatus")["connections"]["current"]
-        with redis.Redis.from_url(shop.redis) as client:
-            clients = len(client.client_list())
-        return sessions, sockets, clients, threading.active_count()
+FIRST_CELLS = """
+import atexit, threading, time
+import psutil
+from workshop import open_lesson
 
-    lesson = open_lesson("97-again", servers=WANTED)
-    time.sleep(0.5)
-    before, hooks = open_now(), atexit._ncallbacks()
-    for _ in range(19):
-        lesson = open_lesson("97-again", servers=WANTED)
-    give_up = time.monotonic() + 10
-    while any(now > then + 1 for now, then in zip(open_now(), before, strict=True)):
-        assert time.monotonic() < give_up, (open_now(), before)
-        time.sleep(0.2)
-    assert atexit._ncallbacks() == hooks
-    lesson.close()
+def held():
+    time.sleep(1)  # PyMongo's threads end within half a second of their client
+    process = psutil.Process()
+    return len(process.net_connections()), threading.active_count(), len(process.children()), atexit._ncallbacks()
+
+for number in range(20):
+    lesson = open_lesson("97-again", servers=("postgres", "mongo", "redis"))
+    if number == 0:
+        print(*held())
+print(*held())
+"""
+
+
+def test_the_first_cell_run_twenty_times_leaves_nothing_over(shop):
+    """Connections, threads, watchers and exit hooks of one process."""
+    done = subprocess.run([sys.executable, "-c", FIRST_CELLS], capture_output=True, text=True, timeout=250)
+    once, twenty_times = done.stdout.splitlines()
+    assert once == twenty_times
 
 
 def test_a_sandbox_is_a_copy_with_every_row(shop):

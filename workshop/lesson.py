@@ -224,7 +224,6 @@ class Lesson:
 
     def close(self) -> None:
         """Give the sandbox back now, instead of at the kernel's end."""
-        atexit.unregister(self.close)
         self.observer.close()
         for client in (self._mongo, self._redis):
             if client is not None:
@@ -272,5 +271,10 @@ def open_lesson(name: str, *, servers: Sequence[str] = ("postgres",), replicas: 
     if name in _open:
         _open.pop(name).close()
     lesson = _open[name] = Lesson(name, running, servers)
-    atexit.register(lesson.close)
     return lesson
+
+
+@atexit.register
+def _close_all() -> None:
+    while _open:
+        _open.popitem()[1].close()

@@ -43,7 +43,7 @@ def _in_kernel() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def bar(label: str, total: float, unit: str = "it", shown: bool = True) -> tqdm:
+def bar(label: str, total: float, unit: str = "it", shown: bool = True, mininterval: float = 0.1) -> tqdm:
     """A tqdm bar of `total` steps, to be used in a `with` block and moved by `update(n)`."""
     where: dict[str, Any] = {"file": _NotebookOutput(), "ncols": 80} if shown and _in_kernel() else {}
     # disable=None: silent where the output is no terminal.
@@ -53,6 +53,7 @@ def bar(label: str, total: float, unit: str = "it", shown: bool = True) -> tqdm:
         unit=unit,
         unit_scale=True,
         leave=False,
+        mininterval=mininterval,
         disable=None if shown else True,
         **where,
     )
