@@ -194,6 +194,10 @@ def redis_leases(client: redis.Redis) -> dict[int, bool]:
 def free_redis(url: str, database_url: str, number: int) -> None:
     """Empty a database and take it out of the registry."""
     with redis_server.connect(database_url) as client:
-        client.flushdb()
+        try:
+            client.flushdb()
+        except redis.exceptions.NoPermissionError:  # key by key is allowed to all who may write
+            for key in client.scan_iter(count=1000):
+                client.unlink(key)
     with redis_server.connect(url) as client:
         client.hdel(REGISTRY, str(number))

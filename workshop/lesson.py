@@ -7,11 +7,14 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+import psycopg
+import pymongo.errors
+import redis
 from sqlalchemy import URL, NullPool, create_engine
 
 from workshop import exercise, figures, plan, results, sandbox
@@ -29,6 +32,7 @@ from workshop.shop import seed
 from workshop.state import WorkshopError, state_dir
 from workshop.table import Table, seconds
 
+UNAUTHORIZED = 13  # MongoDB's code
 _open: dict[str, Lesson] = {}  # this process's lessons: running the first cell again replaces the sandbox
 
 
@@ -218,6 +222,23 @@ class Lesson:
         options |= {"at_most": at_most, "at_least": at_least}
         return exercise.check(candidate, expected, observer=self.observer, **options)
 
+    @contextmanager
+    def allowed(self, needs: str) -> Iterator[None]:
+        """`with lesson.allowed("GRANT ..."):` leaves the block when the server refuses it, with one sentence.
+
+        The sentence has the server's own reason, and `needs`: what an administrator would run. Other errors go on.
+        """
+        try:
+            yield
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable) as error:
+            print(f"Left out here: {error.diag.message_primary}. An administrator would run: {needs}")
+        except pymongo.errors.OperationFailure as error:
+            if error.code != UNAUTHORIZED:
+                raise
+            print(f"Left out here: {error.details['codeName']}. An administrator would run: {needs}")
+        except redis.exceptions.NoPermissionError as error:
+            print(f"Left out here: {error}. An administrator would run: {needs}")
+
     def dots(self, values: Mapping[str, float], title: str, xlabel: str, **options):
         """A labelled dot for each counter, see `figures.dots`."""
         return figures.dots(values, title, xlabel, **options)
@@ -246,7 +267,7 @@ class Lesson:
             ("your copy of the shop", rows or "an empty Redis database"),
             ("round trip", f"{seconds(self.round_trip_s)} to {self.wanted[0]} and back"),
         ]
-        return Table(("", ""), facts)
+        return Table(("", ""), [*facts, *(("note", note) for note in self.servers.notes)])
 
     def __repr__(self) -> str:
         return "\n".join(f"{label}: {value}" for label, value in self.table().rows)

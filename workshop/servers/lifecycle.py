@@ -28,7 +28,12 @@ def up(names: Sequence[str] = NAMES, replicas: int = 0, *, do_without: bool = Fa
     Raises WorkshopError when a server cannot be had; with `do_without` only when none can, and `Servers.lacking` says
     which and why.
     """
-    starters: dict[str, Callable[[], Service]] = {"postgres": _postgres_up, "redis": _redis_up, "mongo": _mongo_up}
+    notes: list[str] = []
+    starters: dict[str, Callable[[], Service]] = {
+        "postgres": lambda: _postgres_up(replicas, notes),
+        "redis": _redis_up,
+        "mongo": _mongo_up,
+    }
     with lock():
         use()
         for owner in (*NAMES, "mongo-members"):
@@ -41,11 +46,18 @@ def up(names: Sequence[str] = NAMES, replicas: int = 0, *, do_without: bool = Fa
             raise (fatal or list(errors.values()))[0]
         services = {name: future.result() for name, future in waiting.items() if name not in errors}
         following = _replicas_up(replicas, services["postgres"]) if replicas else []
-        return Servers(services, following, {name: str(error) for name, error in errors.items()})
+        return Servers(services, following, {name: str(error) for name, error in errors.items()}, notes)
 
 
-def _postgres_up() -> Service:
-    service = postgres_server.primary_from_environment() or postgres_server.primary().up()
+def _postgres_up(replicas: int, notes: list[str]) -> Service:
+    service = postgres_server.primary_from_environment()
+    if service and len(postgres_server.replicas_from_environment(service.url)) < replicas:
+        notes.append(
+            f"this lesson needs {replicas} replicas and WORKSHOP_REPLICA_URLS does not name them: "
+            "it uses a PostgreSQL of the workbook's own, started here, in place of your server"
+        )
+        service = None
+    service = service or postgres_server.primary().up()
     with postgres_server.connect(service.url) as connection:
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
@@ -64,13 +76,7 @@ def _mongo_up() -> Service:
 
 def _replicas_up(count: int, primary: Service) -> list[Service]:
     if primary.source == "url":
-        services = postgres_server.replicas_from_environment(primary.url)[:count]
-        if len(services) < count:
-            raise WorkshopError(
-                f"{count} replicas are needed and WORKSHOP_REPLICA_URLS names {len(services)}: "
-                "name the replicas of the server in WORKSHOP_POSTGRES_URL"
-            )
-        return services
+        return postgres_server.replicas_from_environment(primary.url)[:count]
     ours = postgres_server.primary()
     return [postgres_server.Cluster(f"replica{number}", ours).follow() for number in range(1, count + 1)]
 

@@ -30,12 +30,14 @@ class Service:
 class Servers:
     """The servers that were asked for: addresses that a lesson connects to.
 
-    `lacking` has the reason of each that was asked for and could not be had, where the caller can do without.
+    `lacking` has the reason of each that was asked for and could not be had, where the caller can do without; `notes`
+    are sentences on where the servers are others than those that were named.
     """
 
     services: dict[str, Service]
     replica_services: list[Service] = field(default_factory=list)
     lacking: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __contains__(self, name: object) -> bool:
         return name in self.services
