@@ -33,13 +33,13 @@ from workshop.state import WorkshopError, state_dir
 
 ECHO = """
 import select, socket
-door = socket.create_server(("127.0.0.1", 0), backlog=256)
-print(door.getsockname()[1], flush=True)
+listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+print(listener.getsockname()[1], flush=True)
 ends = []
 while True:
-    for end in select.select([door, *ends], [], [])[0]:
-        if end is door:
-            ends.append(door.accept()[0])
+    for end in select.select([listener, *ends], [], [])[0]:
+        if end is listener:
+            ends.append(listener.accept()[0])
             ends[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         elif data := end.recv(1 << 20):
             end.sendall(data)
@@ -88,7 +88,7 @@ def wait_for(condition: Callable[[], object], deadline_s: float = 5.0) -> None:
 
 
 def redis_at(url: str, host: str, port: int) -> redis.Redis:
-    """A client of the server behind `url`, by another way."""
+    """A client of the server behind `url`, by another direction."""
     parts = urlsplit(url)
     return redis.Redis.from_url(parts._replace(netloc=f":{parts.password}@{host}:{port}").geturl())
 
@@ -146,7 +146,7 @@ def test_what_is_added_is_what_was_asked_for(servers, echo, server, trip_ms, pin
 
 
 def test_a_machine_that_stood_still_for_a_moment_leaves_no_trace(echo):
-    """What the hops take is learnt from the latest flights: bad ones must not shorten all that follow."""
+    """What the hops take is learnt from the latest round trips: bad ones must not shorten all that follow."""
     with Proxy("127.0.0.1", echo, 2) as proxy, connect(proxy.port) as end:
         for _ in range(9):
             end.sendall(b"ping")
@@ -186,7 +186,7 @@ def test_the_bandwidth_is_not_limited_and_nothing_is_lost(echo):
 
 
 def test_connecting_costs_a_round_trip(echo):
-    """TCP's handshake; so the time is about (connections + flights) x round trip."""
+    """TCP's handshake; so the time is about (connections + round trips) x round trip."""
     with Proxy("127.0.0.1", echo, 100) as proxy:
         start = time.perf_counter()
         with connect(proxy.port) as end:
@@ -194,7 +194,7 @@ def test_connecting_costs_a_round_trip(echo):
             first = time.perf_counter() - start
             second = seconds(lambda: ask(end))
         counts = proxy.counts()
-    assert (counts.connections, counts.flights) == (1, 2)
+    assert (counts.connections, counts.round_trips) == (1, 2)
     assert 0.19 < first < 0.29 and 0.09 < second < 0.19
 
 
@@ -202,7 +202,7 @@ def test_zero_adds_nothing_and_counts(echo):
     with Proxy("127.0.0.1", echo, 0) as proxy, connect(proxy.port) as end:
         ask(end)
         took = statistics.median(seconds(lambda: ask(end)) for _ in range(200))
-        assert proxy.counts().flights == 201
+        assert proxy.counts().round_trips == 201
     assert took < 0.002
 
 
@@ -216,12 +216,12 @@ def test_flights_and_bytes_of_an_echo(echo):
             ask(one, b"12345")
             ask(other, b"123")
             ask(one, b"12")
-            assert proxy.counts() == Counts(connections=2, flights=3, bytes_to_server=10, bytes_to_client=10)
+            assert proxy.counts() == Counts(connections=2, round_trips=3, bytes_to_server=10, bytes_to_client=10)
             proxy.reset()
             one.sendall(b"1234")
             assert proxy.counts() == Counts(0, 0, 4, 0)  # sent before the question, still on its way
             receive(one, 4)
-            assert repr(proxy.counts()) == "0 connections, 1 flight, 4 bytes to the server, 4 bytes to the client"
+            assert repr(proxy.counts()) == "0 connections, 1 round trip, 4 bytes to the server, 4 bytes to the client"
 
 
 def test_all_that_was_sent_before_the_question_is_in_the_answer(echo):
@@ -244,14 +244,14 @@ def test_flights_of_postgresql(servers):
             proxy.reset()
             for i in range(10):
                 connection.execute("SELECT %s", [i], prepare=False)
-            assert proxy.counts().flights == 10
+            assert proxy.counts().round_trips == 10
             proxy.reset()
             with connection.pipeline():
                 for i in range(10):
                     connection.execute("SELECT %s", [i], prepare=False)
-            assert 1 <= proxy.counts().flights <= 3
+            assert 1 <= proxy.counts().round_trips <= 3
             proxy.reset()
-        assert proxy.counts().flights == 0 and proxy.counts().bytes_to_server == 5  # a goodbye: nobody answers
+        assert proxy.counts().round_trips == 0 and proxy.counts().bytes_to_server == 5  # a goodbye: nobody answers
 
 
 def test_flights_of_a_redis_pipeline(servers):
@@ -266,10 +266,10 @@ def test_flights_of_a_redis_pipeline(servers):
             for _ in range(100):
                 pipeline.ping()
             assert pipeline.execute() == [True] * 100
-        assert proxy.counts().flights == 1
+        assert proxy.counts().round_trips == 1
         for _ in range(5):
             client.ping()
-        assert proxy.counts().flights == 6
+        assert proxy.counts().round_trips == 6
 
 
 # ------------------------------------------------------------------------------------- how connections come and go
@@ -290,9 +290,9 @@ def test_a_hundred_connections_at_once(echo):
 
 
 def test_half_close_reaches_the_server_after_what_was_sent():
-    with socket.create_server(("127.0.0.1", 0)) as door, Proxy("127.0.0.1", door.getsockname()[1], 20) as proxy:
-        door.accept()[0].close()  # the look whether anybody answers
-        with connect(proxy.port) as client, door.accept()[0] as server:
+    with socket.create_server(("127.0.0.1", 0)) as listener, Proxy("127.0.0.1", listener.getsockname()[1], 20) as proxy:
+        listener.accept()[0].close()  # the look whether anybody answers
+        with connect(proxy.port) as client, listener.accept()[0] as server:
             server.settimeout(5)
             client.sendall(b"the last")
             client.shutdown(socket.SHUT_WR)
@@ -305,10 +305,10 @@ def test_half_close_reaches_the_server_after_what_was_sent():
 
 def test_a_reset_is_passed_on_both_ways():
     now = struct.pack("ii", 1, 0)
-    with socket.create_server(("127.0.0.1", 0)) as door, Proxy("127.0.0.1", door.getsockname()[1], 2) as proxy:
-        door.accept()[0].close()
+    with socket.create_server(("127.0.0.1", 0)) as listener, Proxy("127.0.0.1", listener.getsockname()[1], 2) as proxy:
+        listener.accept()[0].close()
         for breaks in ("server", "client"):
-            ends = {"client": connect(proxy.port), "server": door.accept()[0]}
+            ends = {"client": connect(proxy.port), "server": listener.accept()[0]}
             end = ends.pop(breaks)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
             end.close()
@@ -319,11 +319,11 @@ def test_a_reset_is_passed_on_both_ways():
 
 
 def test_what_is_on_its_way_at_the_end_arrives():
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        with Proxy("127.0.0.1", door.getsockname()[1], 100) as proxy:
-            door.accept()[0].close()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with Proxy("127.0.0.1", listener.getsockname()[1], 100) as proxy:
+            listener.accept()[0].close()
             with connect(proxy.port) as client:
-                server = door.accept()[0]
+                server = listener.accept()[0]
                 client.sendall(b"goodbye")
         with server:
             server.settimeout(5)
@@ -331,16 +331,16 @@ def test_what_is_on_its_way_at_the_end_arrives():
 
 
 def test_no_server_there():
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        port = door.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     message = rf"no server answers at 127.0.0.1:{port} \(Connection refused\): run `python -m workshop up`"
     with pytest.raises(WorkshopError, match=message), Proxy("127.0.0.1", port, 2):
         pass
 
 
 def test_a_server_that_went_away_refuses_at_once():
-    with socket.create_server(("127.0.0.1", 0)) as door, Proxy("127.0.0.1", door.getsockname()[1], 2) as proxy:
-        door.close()
+    with socket.create_server(("127.0.0.1", 0)) as listener, Proxy("127.0.0.1", listener.getsockname()[1], 2) as proxy:
+        listener.close()
         start = time.perf_counter()
         with pytest.raises(ConnectionResetError), connect(proxy.port) as end:
             end.recv(1)
@@ -429,7 +429,7 @@ def test_the_same_sandbox_farther_away(lesson, caplog, capfd):
             assert client.address == ("127.0.0.1", urlsplit(far.mongo_url).port)  # it stayed with the proxy
         assert far.servers == ["postgres", "redis", "mongo"]
         for server in far.servers:
-            assert far.counts(server).flights > 0
+            assert far.counts(server).round_trips > 0
         far.reset("redis")
         assert far.counts("redis") == Counts(0, 0, 0, 0)
         with pytest.raises(WorkshopError, match=r"expected one of the servers used .* found None"):
@@ -483,8 +483,8 @@ def test_a_comparison_at_several_distances(lesson, monkeypatch):
         (f"pings, on {nearest}", "pings", 0),
         ("pings, at 10 ms", "pings", 10),
     ]
-    assert kept[1]["round_trip_s"] == 1e-3 * trip and len(kept[1]["samples"]["floor"]) >= 6
-    assert "+10 ms" in repr(found) and "floor" in repr(found) and "+10 ms" in found._repr_html_()
+    assert kept[1]["round_trip_s"] == 1e-3 * trip and len(kept[1]["samples"]["lower_bound"]) >= 6
+    assert "+10 ms" in repr(found) and "lower bound" in repr(found) and "+10 ms" in found._repr_html_()
     assert nearest in [label.get_text() for label in found.plot("five become one").axes[0].get_xticklabels()]
 
 
@@ -503,7 +503,7 @@ def by_name(host: str) -> str:
 
 
 def test_urls_of_other_peoples_servers(servers):
-    """A host by its name, certificates, options: all stays as it was but the way."""
+    """A host by its name, certificates, options: all stays as it was but the direction."""
     host = by_name(servers.postgres.host)
     port, redis_port = servers.postgres.port, urlsplit(servers.redis).port
     near = SimpleNamespace(

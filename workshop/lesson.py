@@ -164,7 +164,7 @@ class Lesson:
         """`with lesson.at_distance(2) as far:` leads to the same databases over a network of 2 ms more.
 
         `far` has the lesson's `postgres`, `dsn`, `redis_url` and `mongo_url`, and `counts("postgres")` with the
-        connections, flights and bytes; see `FarServers`. 0 is the network as it is, without a proxy.
+        connections, round trips and bytes; see `FarServers`. 0 is the network as it is, without a proxy.
         """
         return FarServers(self, round_trip_ms)
 

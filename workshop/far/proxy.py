@@ -1,8 +1,8 @@
-"""A network distance of one's own choosing: a TCP proxy that adds a round-trip time, and counts flights and bytes.
+"""A network distance of one's own choosing: a TCP proxy that adds a round-trip time, and counts round trips and bytes.
 
     with Proxy("127.0.0.1", 5432, round_trip_ms=2) as proxy:
         ...                      # connect to proxy.host, proxy.port instead
-        proxy.counts()           # 1 connection, 4 flights, 512 bytes to the server, 2,048 bytes to the client
+        proxy.counts()           # 1 connection, 4 round trips, 512 bytes to the server, 2,048 bytes to the client
 
 It knows nothing of what it carries, so it serves PostgreSQL, Redis and MongoDB alike, with TLS or without.
 
@@ -13,16 +13,16 @@ How the time is added:
 * Chunks that follow each other share one delay, so requests sent together (a pipeline) cost one round trip, and the
   bandwidth is not limited (but 64 MB per connection and direction are on their way at most).
 * Opening a connection costs one round trip, TCP's handshake. The kernel has accepted before the proxy hears of it, so
-  that time is added to the connection's first flight, which so takes two.
+  that time is added to the connection's first round trip, which so takes two.
 * The proxy's own two hops take 0.05 to 0.15 ms, and more on a busy machine. They are part of the time added: each
   delay is shorter by what they take now. An echo on loopback at the start says what two wake-ups of a process take;
-  the rest the proxy sees on each flight. A round trip shorter than the hops cannot be had; 0 adds only them, and
+  the rest the proxy sees on each round trip. A round trip shorter than the hops cannot be had; 0 adds only them, and
   counts. On two cores the median of what was added lay within 8 % of 0.5 ms, 3 % of 2 ms and 2 % of 20 ms, for an
   echo, PostgreSQL and Redis, on an idle machine and with both cores kept busy by others.
 
-A **flight** is what the client sends until the server's answer comes back: one round trip that somebody waited for.
-Requests sent before the first answer came are one flight. A goodbye, which nobody answers, is none. So the time on a
-long network is about (connections + flights) x round trip.
+A **round trip** is what the client sends until the server's answer comes back: one that somebody waited for. Requests
+sent before the first answer came are one round trip. A goodbye, which nobody answers, is none. So the time on a long
+network is about (connections + round trips) x the time of one.
 
 The proxy is a process of its own, so it never waits for the interpreter lock of what is measured. It ends when its
 parent does, even if that is killed. It needs the standard library only, and so starts in some 50 ms.
@@ -55,14 +55,14 @@ class Counts:
     """What passed through a proxy since its start or its last `reset()`."""
 
     connections: int
-    flights: int
+    round_trips: int
     bytes_to_server: int
     bytes_to_client: int
 
     def __str__(self) -> str:
         words = (
             (self.connections, "connection", ""),
-            (self.flights, "flight", ""),
+            (self.round_trips, "round trip", ""),
             (self.bytes_to_server, "byte", " to the server"),
             (self.bytes_to_client, "byte", " to the client"),
         )
@@ -72,7 +72,7 @@ class Counts:
 
 
 class Proxy:
-    """A way to the TCP server at `host`:`port` that is `round_trip_ms` (0 to 1000) longer than the straight one.
+    """A direction to the TCP server at `host`:`port` that is `round_trip_ms` (0 to 1000) longer than the straight one.
 
     A context manager; inside it connect to `proxy.host`, `proxy.port`. Raises ValueError for a round trip or a port
     out of range, and on entering WorkshopError if no server answers there. If the server goes away later, connections
@@ -92,7 +92,7 @@ class Proxy:
         self._unread = b""
 
     def __enter__(self) -> Proxy:
-        family, address = _reach(*self.target)
+        family, address = _resolve(*self.target)
         setting = {"family": int(family), "address": address, "delay_ns": round(1e6 * self.round_trip_ms)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "workshop.far.relay", json.dumps(setting)],
@@ -119,7 +119,7 @@ class Proxy:
         self._ask("reset")
 
     def close(self) -> None:
-        """End the proxy and every connection through it; what is on its way still arrives. Twice does no harm."""
+        """End the proxy and every connection through it; what is on its direction still arrives. Twice does no harm."""
         with self._lock:
             process, self._process = self._process, None
         if process is None:
@@ -173,7 +173,7 @@ def checked_round_trip(value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def _reach(host: str, port: int) -> tuple[socket.AddressFamily, tuple]:
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple]:
     """The address under which a server answers at `host`:`port` now."""
     try:
         with socket.create_connection((host, port), timeout=CONNECT_DEADLINE_S) as probe:

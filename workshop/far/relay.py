@@ -25,11 +25,11 @@ CONNECT_DEADLINE_S = 10.0
 CHUNK = 256 * 1024
 ON_THE_WAY = 64 * 1024 * 1024  # bytes; more is left with the sender, as TCP's own window would
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: close() sends RST
-LATEST = 9  # flights whose median says what the hops take now
+LATEST = 9  # round trips whose median says what the hops take now
 
 
-class _Way:
-    """One direction of a connection: chunks on their way, each with the time (ns) at which it is let through."""
+class _Direction:
+    """One direction of a connection: chunks on their direction, each with the time (ns) at which it is let through."""
 
     def __init__(self, source: socket.socket, target: socket.socket) -> None:
         self.source, self.target = source, target
@@ -68,7 +68,7 @@ class _Way:
 class _Connection:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
-        self.up, self.down = _Way(client, server), _Way(server, client)
+        self.up, self.down = _Direction(client, server), _Direction(server, client)
         self.up.blocked = True  # until the server has accepted
         self.connect_by: float | None = time.monotonic() + CONNECT_DEADLINE_S
         self.watched = dict.fromkeys((client, server), 0)
@@ -101,8 +101,8 @@ class _Relay:
         self.connections: set[_Connection] = set()
         self.commands = b""
         self.zero()
-        self.door = _listen()
-        self.selector.register(self.door, selectors.EVENT_READ)
+        self.listener = _listen()
+        self.selector.register(self.listener, selectors.EVENT_READ)
         os.set_blocking(0, False)
         self.selector.register(0, selectors.EVENT_READ)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -111,7 +111,7 @@ class _Relay:
         self.most_connections = (most - 32) // 2
 
     def zero(self) -> None:
-        self.counted = dict.fromkeys(("connections", "flights", "bytes_to_server", "bytes_to_client"), 0)
+        self.counted = dict.fromkeys(("connections", "round_trips", "bytes_to_server", "bytes_to_client"), 0)
 
     def run(self) -> None:
         """Carry until the parent says that it is over, closes our standard input, or is gone."""
@@ -122,7 +122,7 @@ class _Relay:
                 for _ in range(1000):  # what was sent before the question belongs to the answer, a long stream does not
                     if not self.step(0.0)[1]:
                         break
-                if not self.obey():
+                if not self.handle_commands():
                     break
             if time.monotonic() > look_up:
                 look_up = time.monotonic() + 1.0
@@ -130,7 +130,7 @@ class _Relay:
                     break
                 self._drop_those_who_wait_too_long()
         give_up = time.monotonic() + 2e-9 * self.delay_ns + 0.1
-        while self.due and time.monotonic() < give_up:  # what is on its way arrives
+        while self.due and time.monotonic() < give_up:  # what is on its direction arrives
             self.step(self._until_due(0.01))
 
     def _until_due(self, longest_s: float) -> float:
@@ -149,7 +149,7 @@ class _Relay:
                 asked = True
                 continue
             worked = True
-            if key.fileobj is self.door:
+            if key.fileobj is self.listener:
                 self._accept()
             elif not key.data.dead:
                 self._guard(key.data, self._handle, key.fileobj, events)
@@ -173,11 +173,11 @@ class _Relay:
 
     def _accept(self) -> None:
         try:
-            client, _ = self.door.accept()
+            client, _ = self.listener.accept()
         except OSError:
             return  # gone again
         if len(self.connections) >= self.most_connections:
-            _hang_up(client)
+            _close_with_reset(client)
             return
         server = socket.socket(self.family, socket.SOCK_STREAM)
         for end in (client, server):
@@ -199,9 +199,9 @@ class _Relay:
                 if error:
                     raise OSError(error, os.strerror(error))
                 connection.connect_by = None
-            way = connection.up if outward else connection.down
-            way.blocked = False
-            self._flush(connection, way, time.perf_counter_ns())
+            direction = connection.up if outward else connection.down
+            direction.blocked = False
+            self._flush(connection, direction, time.perf_counter_ns())
         if events & selectors.EVENT_READ and not connection.dead:
             if outward:
                 self._read_answer(connection)
@@ -226,18 +226,18 @@ class _Relay:
     def _read_answer(self, connection: _Connection) -> None:
         data = connection.server.recv(CHUNK)
         now = time.perf_counter_ns()
-        flown = bool(data) and connection.asking
-        if flown:
+        answers = bool(data) and connection.asking
+        if answers:
             connection.answered, connection.asking = True, False
-            self.counted["flights"] += 1
+            self.counted["round_trips"] += 1
         self.counted["bytes_to_client"] += len(data)
         connection.down.add(now, data)
         self._flush(connection, connection.down, now)
-        if flown:
+        if answers:
             self.hops.answer_took(time.perf_counter_ns() - now)
 
-    def _flush(self, connection: _Connection, way: _Way, now: int) -> None:
-        way.flush(now)
+    def _flush(self, connection: _Connection, direction: _Direction, now: int) -> None:
+        direction.flush(now)
         if connection.up.finished and connection.down.finished:
             self._end(connection)
         else:
@@ -267,7 +267,7 @@ class _Relay:
             if events:
                 self.selector.unregister(end)
             if reset:
-                _hang_up(end)
+                _close_with_reset(end)
             else:
                 end.close()
 
@@ -276,30 +276,30 @@ class _Relay:
         for connection in [c for c in self.connections if c.connect_by is not None and c.connect_by < now]:
             self._end(connection, reset=True)
 
-    def obey(self) -> bool:
+    def handle_commands(self) -> bool:
         """Do what the parent asks; False when it has nothing more to ask."""
         got = os.read(0, 65536)
         *lines, self.commands = (self.commands + got).split(b"\n")
         for command in lines:
             if command == b"end":
                 return False
-            _say(self.counted if command == b"counts" else {})
+            _reply(self.counted if command == b"counts" else {})
             if command == b"reset":
                 self.zero()
         return bool(got)
 
 
-def _say(answer: dict) -> None:
+def _reply(answer: dict) -> None:
     os.write(1, json.dumps(answer).encode() + b"\n")
 
 
 def _listen() -> socket.socket:
-    door = socket.create_server((HOST, 0), backlog=256)
-    door.setblocking(False)
-    return door
+    listener = socket.create_server((HOST, 0), backlog=256)
+    listener.setblocking(False)
+    return listener
 
 
-def _hang_up(end: socket.socket) -> None:
+def _close_with_reset(end: socket.socket) -> None:
     """Close with a reset, as a server that is not there would answer."""
     try:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -310,12 +310,12 @@ def _hang_up(end: socket.socket) -> None:
 
 def _two_wake_ups_ns(pings: int = 40) -> int:
     """What two hops take beside what the proxy sees of them: an echo's round trip on loopback, which is two hops."""
-    door = socket.create_server((HOST, 0))
+    listener = socket.create_server((HOST, 0))
     child = os.fork()
     if child == 0:
-        _echo(door)
+        _echo(listener)
     took = []
-    with door, socket.create_connection(door.getsockname(), timeout=ANSWER_DEADLINE_S) as end:
+    with listener, socket.create_connection(listener.getsockname(), timeout=ANSWER_DEADLINE_S) as end:
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(pings):
             time.sleep(0.0005)  # a process that slept wakes up more slowly than one that waits in turns
@@ -327,12 +327,12 @@ def _two_wake_ups_ns(pings: int = 40) -> int:
     return int(statistics.median(took))
 
 
-def _echo(door: socket.socket) -> None:
+def _echo(listener: socket.socket) -> None:
     try:
         for pipe in (0, 1):
             os.close(pipe)
-        door.settimeout(ANSWER_DEADLINE_S)
-        end, _ = door.accept()
+        listener.settimeout(ANSWER_DEADLINE_S)
+        end, _ = listener.accept()
         end.settimeout(ANSWER_DEADLINE_S)
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while data := end.recv(64):
@@ -353,7 +353,7 @@ def _main(setting: str) -> None:
     given = json.loads(setting)
     try:
         relay = _Relay(given["family"], tuple(given["address"]), given["delay_ns"], _Hops(_two_wake_ups_ns()))
-        _say({"port": relay.door.getsockname()[1]})
+        _reply({"port": relay.listener.getsockname()[1]})
         relay.run()
     except BrokenPipeError:
         pass  # the parent is gone

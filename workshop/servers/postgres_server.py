@@ -21,7 +21,7 @@ MINIMUM = (15,)
 SUPERUSER = "postgres"
 CONNECT_DEADLINE_S = 5
 
-# What a lesson measures is the same server through every door: Compose includes this file too.
+# What a lesson measures is the same server however it was started: Compose includes this file too.
 SETTINGS = Path(__file__).with_name("postgresql.conf")
 LOOPBACK_ONLY = """
 listen_addresses = '127.0.0.1'

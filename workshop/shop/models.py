@@ -1,6 +1,6 @@
 """The shop's tables as SQLAlchemy 2 classes, for PostgreSQL 15 and later.
 
-Lessons add what they teach. So ``customers.email`` has no index and no unique constraint, although its values
+Lessons add what they teach. So `customers.email` has no index and no unique constraint, although its values
 are unique: a lesson shows the sequential scan first and creates the index itself.
 """
 
@@ -26,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 SHOP_TODAY = datetime(2026, 6, 30, tzinfo=UTC)
 """The shop's "now": every time in the data lies before it. Lessons use it instead of the clock, so that
-``last_login > SHOP_TODAY - timedelta(days=30)`` finds the same rows on every day.
+`last_login > SHOP_TODAY - timedelta(days=30)` finds the same rows on every day.
 """
 
 
@@ -46,7 +46,7 @@ class Base(DeclarativeBase):
 
 
 class Customer(Base):
-    """A registered customer; about a third have never ordered."""
+    """A registered customer; 23.2 % have never ordered."""
 
     __tablename__ = "customers"
 
@@ -96,7 +96,7 @@ class Order(Base):
 
 
 class OrderItem(Base):
-    """One line of an order. ``unit_price`` is what was paid for one piece, offers included."""
+    """One line of an order. `unit_price` is what was paid for one piece, offers included."""
 
     __tablename__ = "order_items"
 
