@@ -29,7 +29,7 @@ LATEST = 9  # round trips whose median says what the hops take now
 
 
 class _Direction:
-    """One direction of a connection: chunks on their direction, each with the time (ns) at which it is let through."""
+    """One direction of a connection: chunks on their way, each with the time (ns) at which it is let through."""
 
     def __init__(self, source: socket.socket, target: socket.socket) -> None:
         self.source, self.target = source, target
@@ -130,7 +130,7 @@ class _Relay:
                     break
                 self._drop_those_who_wait_too_long()
         give_up = time.monotonic() + 2e-9 * self.delay_ns + 0.1
-        while self.due and time.monotonic() < give_up:  # what is on its direction arrives
+        while self.due and time.monotonic() < give_up:  # what is on its way arrives
             self.step(self._until_due(0.01))
 
     def _until_due(self, longest_s: float) -> float:
