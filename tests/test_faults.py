@@ -18,9 +18,10 @@ import psutil
 import psycopg
 import pytest
 
-from workshop import doctor
+from workshop import doctor, sandbox
 from workshop.servers import lifecycle, mongo_server, postgres_server, redis_server
 from workshop.servers.find import find
+from workshop.shop import seed
 from workshop.state import WorkshopError, alone
 
 POSTGRES = ("postgres",)
@@ -239,3 +240,87 @@ def test_ctrl_c_of_one_lab_leaves_the_servers_to_the_other_user(own_state):
     finally:
         process.kill()
         user.communicate()
+
+
+# --- one server, several people ------------------------------------------------------------------------------------
+
+SEED = """
+import sys
+from workshop.servers import lifecycle
+from workshop.shop import seed
+seed.ensure(lifecycle.up(("postgres", "mongo")), 0.02)
+"""
+
+
+@pytest.fixture
+def shared(own_state):
+    """Servers in this test's state folder, and what leads somebody with another state folder to them by URL."""
+    servers = lifecycle.up()
+    urls = {
+        "WORKSHOP_POSTGRES_URL": servers.postgres.render_as_string(hide_password=False),
+        "WORKSHOP_REDIS_URL": servers.redis,
+        "WORKSHOP_MONGO_URL": servers.mongo,
+    }
+    folders = []
+
+    def somebody(name: str) -> dict[str, str]:
+        folder = own_state.with_name(f"{own_state.name} {name}")
+        folder.mkdir(mode=0o711)
+        folders.append(folder)
+        return {**os.environ, **urls, "WORKSHOP_STATE": str(folder)}
+
+    yield servers, somebody
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def whole(servers) -> bool:
+    found = seed.status(servers.services["postgres"], servers.services["mongo"])
+    return found["scale"] == 0.02 and {"customers", "profiles"} <= found["rows"].keys()
+
+
+def test_two_state_folders_seed_one_server_at_once(shared):
+    servers, somebody = shared
+    first = somebody("one")
+    # One comes by another database: advisory locks hold within one database only.
+    second = somebody("other")
+    second["WORKSHOP_POSTGRES_URL"] = second["WORKSHOP_POSTGRES_URL"].replace("/postgres?", "/template1?")
+    seeders = [
+        subprocess.Popen([sys.executable, "-c", SEED], env=environment, stderr=subprocess.PIPE, text=True)
+        for environment in (first, second)
+    ]
+    for seeder in seeders:
+        _, errors = seeder.communicate(timeout=120)
+        assert seeder.returncode == 0, errors
+    assert whole(servers)
+    with postgres_server.connect(servers.postgres) as connection:
+        names = connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'workshop%'").fetchall()
+    assert names == [("workshop_shop",)]
+
+
+def test_a_killed_seeder_keeps_the_next_one_waiting_for_seconds_only(shared):
+    servers, _ = shared
+    with mongo_server.connect(servers.mongo) as client:
+        meta = client["workshop_shop"]["workshop_meta"]
+        until = {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": 3}}
+        meta.update_one({"_id": "turn"}, [{"$set": {"token": "of one that was killed", "until": until}}], upsert=True)
+    start = time.monotonic()
+    seed.ensure(servers, 0.02)
+    assert whole(servers) and 2 < time.monotonic() - start < 30
+
+
+def test_reset_of_a_shared_server_breaks_no_open_lesson(shared):
+    servers, somebody = shared
+    seed.ensure(servers, 0.02)
+    box = sandbox.create(servers, "test", ("postgres", "mongo"))
+    try:
+        command = [sys.executable, "-m", "workshop", "reset", "--scale", "0.03"]
+        done = subprocess.run(command, env=somebody("colleague"), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        with postgres_server.connect(box.postgres) as connection:
+            assert connection.execute("SELECT count(*) FROM customers").fetchone() == (2_000,)
+        with mongo_server.connect(servers.mongo) as client:
+            assert client[box.name].profiles.count_documents({}) == 2_000
+        assert seed.status(servers.services["postgres"], None)["scale"] == 0.03
+    finally:
+        box.drop()

@@ -189,3 +189,13 @@ def test_the_index_and_the_readme_list_every_lesson():
     for page in (NOTEBOOKS / "README.md", NOTEBOOKS.parent / "README.md"):
         listed = set(re.findall(r"\]\((?:notebooks/)?(\d\d-[\w-]+\.ipynb)\)", page.read_text()))
         assert listed == {path.name for path in LESSONS}, page.name
+
+
+def test_the_readme_says_which_right_each_lesson_needs():
+    readme = (NOTEBOOKS.parent / "README.md").read_text()
+    table = readme.partition("<!-- rights -->")[2].partition("<!-- rights end -->")[0]
+    # What a cell asks for where it is refused, the table names too.
+    for path in LESSONS:
+        for asked in re.findall(r"(CREATEROLE|pg_checkpoint|clusterMonitor)", path.read_text()):
+            assert re.search(rf"^\| {path.stem[:2]} .*{asked}", table, re.MULTILINE), (path.stem, asked)
+    assert "CREATEDB" in table and "pg_read_all_stats" in table

@@ -22,15 +22,14 @@ from psycopg import sql
 
 from workshop import lease, sandbox
 from workshop.servers.postgres_server import connect, dsn
-from workshop.shop import postgres_loader, seed
+from workshop.shop import postgres_loader
 
 WANTED = ("postgres", "mongo", "redis")
 
 
 @pytest.fixture(scope="module")
-def shop(servers):
-    seed.ensure(servers)
-    return servers
+def shop(small_shop):
+    return small_shop
 
 
 def databases(servers) -> set[str]:

@@ -257,8 +257,13 @@ def test_a_url_in_the_environment_wins_and_is_left_running(servers, own_state, m
     assert lifecycle.down() == []
     ping_all(found)
     assert not (own_state / "postgres").exists()
-    with pytest.raises(WorkshopError, match="WORKSHOP_REPLICA_URLS names 0"):
-        lifecycle.up(replicas=1)
+
+
+def test_replicas_that_nobody_named_are_the_workbooks_own_and_it_says_so(servers, own_state, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_POSTGRES_URL", dsn(servers.postgres))
+    found = lifecycle.up(("postgres",), replicas=1)
+    assert found.services["postgres"].source != "url" and len(found.replicas) == 1
+    assert "fewer than the 1 that this lesson needs" in found.notes[0] and "in place of your server" in found.notes[0]
 
 
 @pytest.mark.parametrize(

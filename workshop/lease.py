@@ -77,6 +77,8 @@ class PostgresLease:
         connection = connect_common(self.url)
         # A laptop that sleeps for a night does not answer the server's probes.
         connection.execute("SET tcp_keepalives_idle = 86400")
+        # A session that the network has lost may hold it still: then the next turn tries again.
+        connection.execute("SET lock_timeout = '5s'")
         connection.execute("SELECT pg_advisory_lock(%s, %s)", [_signed(part) for part in key_of(self.name)])
         return connection
 

@@ -53,7 +53,7 @@ def _postgres_up(replicas: int, notes: list[str]) -> Service:
     service = postgres_server.primary_from_environment()
     if service and len(postgres_server.replicas_from_environment(service.url)) < replicas:
         notes.append(
-            f"this lesson needs {replicas} replicas and WORKSHOP_REPLICA_URLS does not name them: "
+            f"WORKSHOP_REPLICA_URLS names fewer than the {replicas} that this lesson needs: "
             "it uses a PostgreSQL of the workbook's own, started here, in place of your server"
         )
         service = None

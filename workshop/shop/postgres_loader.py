@@ -215,6 +215,7 @@ def seed_postgres(
         if not anew and (rows := rows_if_done()):
             return rows
         check_files(folder)
+        turn.execute("SET lock_timeout = '30min'")
         turn.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", [_LOCK, database])  # freed with the connection
         if not anew and (rows := rows_if_done()):
             return rows
