@@ -46,7 +46,7 @@ def check_scale(scale: float) -> float:
 # --- the files ------------------------------------------------------------------------------------
 
 
-def _mend(path: Path) -> str:
+def _fix(path: Path) -> str:
     return f"restore it with `git checkout -- data/{path.name}`, then run `python -m workshop reset`"
 
 
@@ -65,13 +65,13 @@ def read_manifest(data_dir: Path | None = None) -> dict[str, Any]:
                     raise TypeError(key)
     except OSError as error:
         reason = error.strerror or "an error"
-        raise DataError(f"data/manifest.json cannot be read: expected a file, found: {reason}; {_mend(path)}") from None
+        raise DataError(f"data/manifest.json cannot be read: expected a file, found: {reason}; {_fix(path)}") from None
     except (ValueError, KeyError, TypeError) as error:
         found = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             "data/manifest.json is damaged: expected JSON with rows and SHA-256 of each file and "
             f"table, found: {found}; "
-            f"{_mend(path)}"
+            f"{_fix(path)}"
         ) from None
     return manifest
 
@@ -88,21 +88,21 @@ def check_files(data_dir: Path | None = None) -> dict[str, Any]:
             content = path.read_bytes()
         except FileNotFoundError:
             raise DataError(
-                f"data/{name} is missing: expected {expected['bytes']:,} bytes, found no file; {_mend(path)}"
+                f"data/{name} is missing: expected {expected['bytes']:,} bytes, found no file; {_fix(path)}"
             ) from None
         except OSError as error:
             raise DataError(
-                f"data/{name} cannot be read: expected a file, found: {error.strerror}; {_mend(path)}"
+                f"data/{name} cannot be read: expected a file, found: {error.strerror}; {_fix(path)}"
             ) from None
         if len(content) != expected["bytes"]:
             raise DataError(
-                f"data/{name} is damaged: expected {expected['bytes']:,} bytes, found {len(content):,}; {_mend(path)}"
+                f"data/{name} is damaged: expected {expected['bytes']:,} bytes, found {len(content):,}; {_fix(path)}"
             )
         digest = hashlib.sha256(content).hexdigest()
         if digest != expected["sha256"]:
             raise DataError(
                 f"data/{name} is damaged: expected SHA-256 {expected['sha256'][:12]}..., found "
-                f"{digest[:12]}...; {_mend(path)}"
+                f"{digest[:12]}...; {_fix(path)}"
             )
     return manifest
 
@@ -114,7 +114,7 @@ def _lines(name: str, folder: Path) -> Iterator[bytes]:
         with gzip.open(path, "rb") as file:
             yield from file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"data/{path.name} is damaged: expected gzip, found: {error}; {_mend(path)}") from None
+        raise DataError(f"data/{path.name} is damaged: expected gzip, found: {error}; {_fix(path)}") from None
 
 
 def _raw_blocks(name: str, folder: Path) -> Iterator[bytes]:
@@ -125,7 +125,7 @@ def _raw_blocks(name: str, folder: Path) -> Iterator[bytes]:
             while block := file.read(BLOCK):
                 yield block
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"data/{path.name} is damaged: expected gzip, found: {error}; {_mend(path)}") from None
+        raise DataError(f"data/{path.name} is damaged: expected gzip, found: {error}; {_fix(path)}") from None
 
 
 # --- rows at any scale ----------------------------------------------------------------------------
