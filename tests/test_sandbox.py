@@ -20,7 +20,7 @@ import pytest
 import redis
 from psycopg import sql
 
-from workshop import lease, sandbox
+from workshop import lease, open_lesson, sandbox
 from workshop.servers.postgres_server import connect, dsn
 from workshop.shop import postgres_loader
 
@@ -156,7 +156,7 @@ def test_a_paused_laptop_keeps_its_sandbox(shop, machine):
         # As after a long pause: the times that it would have renewed are over, its sessions are there.
         with pymongo.MongoClient(shop.mongo) as client:
             long_ago = {"$set": {"until": datetime(2020, 1, 1, tzinfo=UTC)}}
-            client[lesson.box["name"]][lease.OWNER].update_one({"_id": "owner"}, long_ago)
+            client["workshop_shop"][lease.LEASES].update_one({"_id": lesson.box["name"]}, long_ago)
         with redis.Redis.from_url(shop.redis) as client:
             client.hset(lease.REGISTRY, str(lesson.box["redis_database"]), "1")
         sandbox.reap(shop)
@@ -257,6 +257,19 @@ def test_the_first_cell_run_twenty_times_leaves_nothing_over(shop):
     done = subprocess.run([sys.executable, "-c", FIRST_CELLS], capture_output=True, text=True, timeout=250)
     once, twenty_times = done.stdout.splitlines()
     assert once == twenty_times
+
+
+def test_keeping_the_lease_is_not_counted_as_the_lessons_work(shop):
+    lesson = open_lesson("96-lease", servers=WANTED)
+    try:
+        with lesson.observe() as seen:
+            for _ in range(3):
+                lesson._sandbox._renew()
+        assert (seen.redis_commands, seen.mongo_commands, seen.statements) == (0, 0, 0)
+        assert (seen.documents_examined, seen.keys_examined, seen.connections) == (0, 0, 0)
+        assert (seen.redis_hits, seen.redis_misses) == (0, 0)
+    finally:
+        lesson.close()
 
 
 def test_a_sandbox_is_a_copy_with_every_row(shop):

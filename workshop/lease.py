@@ -4,8 +4,8 @@ A lease is a session of its own, held by the lesson's process: when that ends, h
 the session, and whoever looks next finds the sandbox without a lease. A process that is paused keeps its session.
 
 * PostgreSQL: an advisory lock, which everybody sees in pg_locks.
-* MongoDB: a connection under the sandbox's name, which the same user sees in $currentOp, and besides a time in the
-  sandbox, by the server's clock, until which the lease holds for those who cannot see the connection.
+* MongoDB: a connection under the sandbox's name, which the same user sees in $currentOp, and besides a time beside
+  the shop, by the server's clock, until which the lease holds for those who cannot see the connection.
 * Redis: a connection with a name in CLIENT LIST, and besides a time in a registry, as for MongoDB.
 
 A thread looks every RENEW_S seconds whether the sessions are there, and takes them again after the network or the
@@ -27,10 +27,11 @@ from sqlalchemy import URL
 
 from workshop.servers import mongo_server, redis_server
 from workshop.servers.postgres_server import connect_common
+from workshop.shop import DATABASE
 
 RENEW_S = 15.0
 HOLDS_S = 120  # without a sign of life, where connections cannot be seen
-OWNER = "workshop_sandbox"  # a collection with one document, in each MongoDB sandbox
+LEASES = "workshop_leases"  # beside the shop, not in the sandbox: what is written there is not the lesson's
 
 
 class Renewal:
@@ -116,13 +117,13 @@ class MongoLease:
     def __init__(self, url: str, name: str) -> None:
         # A single connection, so that it is this one that stays open.
         self._client = mongo_server.connect(url, appname=name, maxPoolSize=1)
-        self._owner = self._client[name][OWNER]
+        self.name = name
         self.renew()
 
     def renew(self) -> None:
         until = {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": HOLDS_S}}
         mark = {"until": until, "users": {"$literal": _users(self._client)}}
-        self._owner.update_one({"_id": "owner"}, [{"$set": mark}], upsert=True)
+        self._client[DATABASE][LEASES].update_one({"_id": self.name}, [{"$set": mark}], upsert=True)
 
     def close(self) -> None:
         self._client.close()
@@ -136,8 +137,8 @@ def _users(client: MongoClient) -> list[str]:
 
 def mongo_lease_holds(client: MongoClient, name: str) -> bool:
     """Whether somebody holds the lease of the database `name`; also when it is not marked as a sandbox."""
-    owner = client[name][OWNER]
-    mark = owner.find_one({"_id": "owner"})
+    leases = client[DATABASE][LEASES]
+    mark = leases.find_one({"_id": name})
     if mark is None:
         return True
     try:
@@ -150,7 +151,7 @@ def mongo_lease_holds(client: MongoClient, name: str) -> bool:
             return False  # we would see the holder's connection
     except PyMongoError:
         pass
-    return owner.find_one({"_id": "owner", "$expr": {"$gt": ["$until", "$$NOW"]}}) is not None
+    return leases.find_one({"_id": name, "$expr": {"$gt": ["$until", "$$NOW"]}}) is not None
 
 
 # --- Redis --------------------------------------------------------------------------------------------------------

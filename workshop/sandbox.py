@@ -126,9 +126,10 @@ def drop_mongo(client: MongoClient, name: str) -> None:
     try:
         client.drop_database(name)
     except OperationFailure:
-        # The mark goes last: what is left of an interrupted drop is still known as the workbook's.
-        for collection in sorted(client[name].list_collection_names(), key=lambda each: each == lease.OWNER):
+        for collection in client[name].list_collection_names():
             client[name].drop_collection(collection)
+    # The lease goes last: what is left of an interrupted drop is still known as the workbook's.
+    client[DATABASE][lease.LEASES].delete_one({"_id": name})
 
 
 def create(servers: Servers, label: str, wanted: Sequence[str]) -> Sandbox:
