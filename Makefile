@@ -12,7 +12,7 @@ RUN = $(PY) -m
 
 INSTALL = $(RUN) pip install --quiet --disable-pip-version-check --require-hashes --requirement
 LOCK = $(RUN) uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-    --no-header --no-annotate --no-emit-index-url
+    --no-header --no-annotate
 
 .PHONY: lab test test-browser screenshots chromium outputs down clean bench newest lock
 

@@ -33,9 +33,8 @@ from workshop.table import seconds
 
 WARM_UPS = 2
 MIN_PAIRS = 6
-MIN_SAMPLE_NS = 1_000_000
-# Batches aim a little above the minimum: the machine is often faster during the pairs than just after
-# the warm-up.
+# A sample takes a millisecond at least; batches aim a little above that, because the machine is often faster during the
+# pairs than just after the warm-up.
 AIM_NS = 1_250_000
 MAX_BATCH = 10_000_000
 
