@@ -185,6 +185,26 @@ def test_the_bandwidth_is_not_limited_and_nothing_is_lost(echo):
     assert took < 5  # 96 chunks of 256 KB, one round trip each, would be 2 s more
 
 
+def test_a_limited_bandwidth_is_what_all_connections_share(echo):
+    """A lower bound by arithmetic: two megabytes over 40 Mbit/s cannot take less than 0.4 s in one direction."""
+    sent = os.urandom(1 << 20)
+    with Proxy("127.0.0.1", echo, 0, mbit_s=40) as proxy, connect(proxy.port) as one, connect(proxy.port) as other:
+        start = time.perf_counter()
+        for end in (one, other):
+            threading.Thread(target=end.sendall, args=(sent,)).start()
+        assert receive(one, len(sent)) == sent and receive(other, len(sent)) == sent
+        took = time.perf_counter() - start
+        small = seconds(lambda: ask(one))
+    assert 2 * 8 * (1 << 20) / 40e6 <= took < 2  # one byte a time, in step, would take minutes
+    assert small < 0.1
+
+
+@pytest.mark.parametrize("mbit_s", [0, -1, "fast", True])
+def test_a_bandwidth_out_of_range_is_refused(mbit_s):
+    with pytest.raises(ValueError, match="mbit_s must be a number from"):
+        Proxy("127.0.0.1", 1, 1, mbit_s=mbit_s)
+
+
 def test_connecting_costs_a_round_trip(echo):
     """TCP's handshake; so the time is about (connections + round trips) x round trip."""
     with Proxy("127.0.0.1", echo, 100) as proxy:

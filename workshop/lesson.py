@@ -160,13 +160,15 @@ class Lesson:
         }
         results.append(record, state_dir() / results.FILE)
 
-    def at_distance(self, round_trip_ms: float) -> FarServers:
+    def at_distance(self, round_trip_ms: float, mbit_s: float | None = None) -> FarServers:
         """`with lesson.at_distance(2) as far:` leads to the same databases over a network of 2 ms more.
+
+        `mbit_s` limits its bandwidth as well, in million bits a second in each direction.
 
         `far` has the lesson's `postgres`, `dsn`, `redis_url` and `mongo_url`, and `counts("postgres")` with the
         connections, round trips and bytes; see `FarServers`. 0 is the network as it is, without a proxy.
         """
-        return FarServers(self, round_trip_ms)
+        return FarServers(self, round_trip_ms, mbit_s)
 
     def compare_at_distances(
         self,

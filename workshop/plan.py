@@ -164,7 +164,7 @@ class Plan:
         optional = {"index_cond", "filter", "condition", "heap_fetches"}
         shown = columns or [c for c, values in known.items() if c not in optional or any(v is not None for v in values)]
         labels = ["   " * (n.depth - 1) + "-> " * (n.depth > 0) + n.label for n in self.nodes]
-        cells = [[shorten(v, 60) if isinstance(v, str) else v for v in known[c]] for c in shown]
+        cells = [[shorten(v, 200) if isinstance(v, str) else v for v in known[c]] for c in shown]
         headings = ("node", *(c.replace("_", " ") for c in shown))
         return Table(headings, list(zip(labels, *cells, strict=True)), [self.note] if self.note else [])
 

@@ -10,8 +10,10 @@ How the time is added:
 
 * The whole round trip is added on the way to the server, each chunk counted from its own arrival; answers pass at
   once. For whoever asks and waits this is the same as half of it each way, with one timer that can be late, not two.
-* Chunks that follow each other share one delay, so requests sent together (a pipeline) cost one round trip, and the
-  bandwidth is not limited (but 64 MB per connection and direction are on their way at most).
+* Chunks that follow each other share one delay, so requests sent together (a pipeline) cost one round trip.
+* `mbit_s` limits the bandwidth, of each direction on its own and of all connections together: a byte takes 8 / `mbit_s`
+  microseconds. Without it only the 64 MB per connection and direction that are on their way at most limit anything.
+  TCP's slow start is not imitated: a new connection has the whole bandwidth at once.
 * Opening a connection costs one round trip, TCP's handshake. The kernel has accepted before the proxy hears of it, so
   that time is added to the connection's first round trip, which so takes two.
 * The proxy's own two hops take 0.05 to 0.15 ms, and more on a busy machine. They are part of the time added: each
@@ -72,17 +74,18 @@ class Counts:
 
 
 class Proxy:
-    """A direction to the TCP server at `host`:`port` that is `round_trip_ms` (0 to 1000) longer than the straight one.
+    """A way to the TCP server at `host`:`port` that is `round_trip_ms` (0 to 1000) longer than the direct one, and
+    carries `mbit_s` million bits a second (0.1 to 100,000; None: no limit).
 
-    A context manager; inside it connect to `proxy.host`, `proxy.port`. Raises ValueError for a round trip or a port
-    out of range, and on entering WorkshopError if no server answers there. If the server goes away later, connections
+    A context manager; inside it connect to `proxy.host`, `proxy.port`. Raises ValueError for a number out of range, and on entering WorkshopError if no server answers there. If the server goes away later, connections
     through the proxy are reset.
     """
 
     host = "127.0.0.1"
 
-    def __init__(self, host: str, port: int, round_trip_ms: float) -> None:
+    def __init__(self, host: str, port: int, round_trip_ms: float, mbit_s: float | None = None) -> None:
         self.round_trip_ms = checked_round_trip(round_trip_ms)
+        self.mbit_s = checked_bandwidth(mbit_s)
         if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
             raise ValueError(f"port must be a whole number from 1 to 65535, found {port!r}.")
         self.target = (host, port)
@@ -93,7 +96,12 @@ class Proxy:
 
     def __enter__(self) -> Proxy:
         family, address = _resolve(*self.target)
-        setting = {"family": int(family), "address": address, "delay_ns": round(1e6 * self.round_trip_ms)}
+        setting = {
+            "family": int(family),
+            "address": address,
+            "delay_ns": round(1e6 * self.round_trip_ms),
+            "ns_per_byte": 8000 / self.mbit_s if self.mbit_s else 0,
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "workshop.far.relay", json.dumps(setting)],
             stdin=subprocess.PIPE,
@@ -171,6 +179,15 @@ def checked_round_trip(value: object) -> float:
     if not number or not 0 <= value <= LONGEST_MS:  # type: ignore[operator]
         raise ValueError(f"round_trip_ms must be a number from 0 to {LONGEST_MS:.0f}, found {value!r}.")
     return float(value)  # type: ignore[arg-type]
+
+
+def checked_bandwidth(value: object) -> float | None:
+    """`value` as Mbit/s; None is no limit; ValueError if it is no number from 0.1 to 100,000."""
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.1 <= value <= 100_000:
+        raise ValueError(f"mbit_s must be a number from 0.1 to 100,000, or None for no limit, found {value!r}.")
+    return float(value)
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple]:

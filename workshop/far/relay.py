@@ -23,6 +23,7 @@ HOST = "127.0.0.1"
 ANSWER_DEADLINE_S = 5.0
 CONNECT_DEADLINE_S = 10.0
 CHUNK = 256 * 1024
+PIECE = 16 * 1024  # bytes that a limited link lets through at once
 ON_THE_WAY = 64 * 1024 * 1024  # bytes; more is left with the sender, as TCP's own window would
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: close() sends RST
 LATEST = 9  # round trips whose median says what the hops take now
@@ -65,6 +66,25 @@ class _Direction:
                 self.chunks.appendleft((due, data[sent:]))
 
 
+class _Link:
+    """One direction of the network that all connections share: it carries a byte in `ns_per_byte`, 0 without limit."""
+
+    def __init__(self, ns_per_byte: float) -> None:
+        self.ns_per_byte = ns_per_byte
+        self.free_at = 0.0
+
+    def carry(self, data: bytes, start: int) -> list[tuple[int, bytes]]:
+        """Pieces of `data`, each with the time at which its last byte has been sent if it may start at `start`."""
+        if not self.ns_per_byte or not data:
+            return [(max(start, int(self.free_at)), data)]
+        pieces = []
+        for at in range(0, len(data), PIECE):
+            piece = data[at : at + PIECE]
+            self.free_at = max(self.free_at, start) + len(piece) * self.ns_per_byte
+            pieces.append((int(self.free_at), piece))
+        return pieces
+
+
 class _Connection:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
@@ -93,10 +113,11 @@ class _Hops:
 class _Relay:
     """The proxy's loop: one thread that waits in one place."""
 
-    def __init__(self, family: int, target: tuple, delay_ns: int, hops: _Hops) -> None:
+    def __init__(self, family: int, target: tuple, delay_ns: int, ns_per_byte: float, hops: _Hops) -> None:
         self.family, self.target, self.delay_ns, self.hops = family, target, delay_ns, hops
+        self.link_up, self.link_down = _Link(ns_per_byte), _Link(ns_per_byte)
         self.selector = selectors.DefaultSelector()
-        self.due: list[tuple[int, int, _Connection]] = []
+        self.due: list[tuple[int, int, _Connection, _Direction]] = []
         self.number = itertools.count()  # of two chunks due at the same time the first goes first
         self.connections: set[_Connection] = set()
         self.commands = b""
@@ -129,7 +150,7 @@ class _Relay:
                 if os.getppid() != parent:  # a fork of the parent may hold the other end of our standard input
                     break
                 self._drop_those_who_wait_too_long()
-        give_up = time.monotonic() + 2e-9 * self.delay_ns + 0.1
+        give_up = time.monotonic() + 2e-9 * self.delay_ns + min(1.0, self._backlog_s()) + 0.1
         while self.due and time.monotonic() < give_up:  # what is on its way arrives
             self.step(self._until_due(0.01))
 
@@ -137,6 +158,10 @@ class _Relay:
         if not self.due:
             return longest_s
         return min(longest_s, max(0.0, (self.due[0][0] - time.perf_counter_ns()) / 1e9))
+
+    def _backlog_s(self) -> float:
+        """How long the slower of the links will still be busy."""
+        return max(0.0, max(self.link_up.free_at, self.link_down.free_at) - time.perf_counter_ns()) / 1e9
 
     def step(self, wait_s: float) -> tuple[bool, bool]:
         """Wait, let through what is due, read what has come: whether the parent asks, and whether a socket had work."""
@@ -158,10 +183,11 @@ class _Relay:
 
     def _let_through(self) -> None:
         while self.due and self.due[0][0] <= (now := time.perf_counter_ns()):
-            due, _, connection = heapq.heappop(self.due)
+            due, _, connection, direction = heapq.heappop(self.due)
             if not connection.dead:
-                self._guard(connection, self._flush, connection.up, now)
-                self.hops.late_ns = time.perf_counter_ns() - due
+                self._guard(connection, self._flush, direction, now)
+                if direction is connection.up:
+                    self.hops.late_ns = time.perf_counter_ns() - due
 
     def _guard(self, connection: _Connection, work: Callable[..., None], *args: object) -> None:
         try:
@@ -216,10 +242,8 @@ class _Relay:
             self.counted["bytes_to_server"] += len(data)
         # TCP's handshake takes a round trip too; ours was over before we heard of it, so it is made up for here.
         trips = 1 if connection.answered else 2
-        due = connection.up.add(now + max(0, trips * self.delay_ns - self.hops.now_ns), data)
-        if due > now:
-            heapq.heappush(self.due, (due, next(self.number), connection))
-        else:
+        delay = max(0, trips * self.delay_ns - self.hops.now_ns)
+        if not self._send(connection, connection.up, self.link_up.carry(data, now), delay, now):
             self.hops.late_ns = 0  # an old lateness, kept, would shorten every delay to come
         self._flush(connection, connection.up, now)
 
@@ -231,10 +255,22 @@ class _Relay:
             connection.answered, connection.asking = True, False
             self.counted["round_trips"] += 1
         self.counted["bytes_to_client"] += len(data)
-        connection.down.add(now, data)
+        self._send(connection, connection.down, self.link_down.carry(data, now), 0, now)
         self._flush(connection, connection.down, now)
         if answers:
             self.hops.answer_took(time.perf_counter_ns() - now)
+
+    def _send(
+        self, connection: _Connection, direction: _Direction, pieces: list[tuple[int, bytes]], delay: int, now: int
+    ) -> bool:
+        """Put the pieces on their way; whether one of them has to wait."""
+        waits = False
+        for sent_at, piece in pieces:
+            due = direction.add(sent_at + delay, piece)
+            if due > now:
+                waits = True
+                heapq.heappush(self.due, (due, next(self.number), connection, direction))
+        return waits
 
     def _flush(self, connection: _Connection, direction: _Direction, now: int) -> None:
         direction.flush(now)
@@ -352,7 +388,8 @@ def _main(setting: str) -> None:
         pass  # not Linux
     given = json.loads(setting)
     try:
-        relay = _Relay(given["family"], tuple(given["address"]), given["delay_ns"], _Hops(_two_wake_ups_ns()))
+        hops = _Hops(_two_wake_ups_ns())
+        relay = _Relay(given["family"], tuple(given["address"]), given["delay_ns"], given["ns_per_byte"], hops)
         _reply({"port": relay.listener.getsockname()[1]})
         relay.run()
     except BrokenPipeError:

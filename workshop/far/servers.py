@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 import psycopg
@@ -16,12 +16,9 @@ import redis
 from pymongo.uri_parser import parse_uri
 from sqlalchemy import URL
 
-from workshop.far.proxy import Counts, Proxy, checked_round_trip
+from workshop.far.proxy import Counts, Proxy, checked_bandwidth, checked_round_trip
 from workshop.servers.postgres_server import dsn
 from workshop.state import WorkshopError
-
-if TYPE_CHECKING:
-    pass
 
 
 class Servers(Protocol):
@@ -38,14 +35,17 @@ class Servers(Protocol):
 
 
 class FarServers:
-    """The lesson's own databases, `round_trip_ms` (0 to 1000) farther away: the same data, other URLs.
+    """The lesson's own databases, `round_trip_ms` (0 to 1000) farther away, over a link of `mbit_s` Mbit/s (None: no
+    limit): the same data, other URLs.
 
-    A context manager; the proxies behind the URLs start when a URL is first asked for and end with the block. With 0
-    there is no proxy: the URLs are the lesson's own.
+    A context manager; the proxies behind the URLs start when a URL is first asked for and end with the block. Each server
+    has a link of its own. With 0 and no limit there is no proxy: the URLs are the lesson's own.
     """
 
-    def __init__(self, near: Servers, round_trip_ms: float) -> None:
+    def __init__(self, near: Servers, round_trip_ms: float, mbit_s: float | None = None) -> None:
         self.round_trip_ms = checked_round_trip(round_trip_ms)
+        self.mbit_s = checked_bandwidth(mbit_s)
+        self._direct = not self.round_trip_ms and self.mbit_s is None
         self._near = near
         self._proxies: dict[str, Proxy] = {}
         self._urls: dict[str, str] = {}
@@ -75,7 +75,7 @@ class FarServers:
     def postgres(self) -> URL:
         """For `create_engine`, as `lesson.postgres`."""
         near = self._near.postgres
-        if not self.round_trip_ms:
+        if self._direct:
             return near
         host = near.host or near.query.get("host", "127.0.0.1")
         if not isinstance(host, str) or "," in host or host.startswith("/"):
@@ -97,7 +97,7 @@ class FarServers:
     def redis_url(self) -> str:
         """For `Redis.from_url`, as `lesson.redis_url`. It holds the password: do not print it."""
         near = self._near.redis_url
-        if not self.round_trip_ms:
+        if self._direct:
             return near
         url = urlsplit(near)
         if not url.hostname:
@@ -114,7 +114,7 @@ class FarServers:
     def mongo_url(self) -> str:
         """For `MongoClient`, as `lesson.mongo_url`; the database's name is the same. Do not print it."""
         near = self._near.mongo_url
-        if not self.round_trip_ms:
+        if self._direct:
             return near
         if "mongo" not in self._urls:
             with pymongo.MongoClient(near, serverSelectionTimeoutMS=10_000) as client:
@@ -160,7 +160,7 @@ class FarServers:
         self._used(server).reset()
 
     def _used(self, server: str | None) -> Proxy:
-        if not self.round_trip_ms:
+        if self._direct:
             raise WorkshopError("nothing is counted at distance 0, where there is no proxy: ask for at_distance(0.5)")
         if server is None and len(self._proxies) == 1:
             (server,) = self._proxies
@@ -175,7 +175,7 @@ class FarServers:
         if self._over:
             raise WorkshopError("this distance has ended: use its URLs inside the with block")
         if server not in self._proxies:
-            proxy = Proxy(host, port, self.round_trip_ms)
+            proxy = Proxy(host, port, self.round_trip_ms, self.mbit_s)
             proxy.__enter__()
             self._proxies[server] = proxy
         return self._proxies[server]
