@@ -77,8 +77,9 @@ class Proxy:
     """A way to the TCP server at `host`:`port` that is `round_trip_ms` (0 to 1000) longer than the direct one, and
     carries `mbit_s` million bits a second (0.1 to 100,000; None: no limit).
 
-    A context manager; inside it connect to `proxy.host`, `proxy.port`. Raises ValueError for a number out of range, and on entering WorkshopError if no server answers there. If the server goes away later, connections
-    through the proxy are reset.
+    A context manager; inside it connect to `proxy.host`, `proxy.port`. Raises ValueError for a number out of range, and
+    on entering WorkshopError if no server answers there. If the server goes away later, connections through the proxy
+    are reset.
     """
 
     host = "127.0.0.1"

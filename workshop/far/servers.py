@@ -38,8 +38,8 @@ class FarServers:
     """The lesson's own databases, `round_trip_ms` (0 to 1000) farther away, over a link of `mbit_s` Mbit/s (None: no
     limit): the same data, other URLs.
 
-    A context manager; the proxies behind the URLs start when a URL is first asked for and end with the block. Each server
-    has a link of its own. With 0 and no limit there is no proxy: the URLs are the lesson's own.
+    A context manager; the proxies behind the URLs start when a URL is first asked for and end with the block. Each
+    server has a link of its own. With 0 and no limit there is no proxy: the URLs are the lesson's own.
     """
 
     def __init__(self, near: Servers, round_trip_ms: float, mbit_s: float | None = None) -> None:
