@@ -1,4 +1,8 @@
-"""PostgreSQL's counters: pg_stat_statements and pg_stat_database."""
+"""PostgreSQL's counters: pg_stat_statements and pg_stat_database.
+
+A utility statement (REFRESH, VACUUM) that the driver has prepared is counted at its first execution only:
+pg_stat_statements clears the query id of the cached statement. `prepare_threshold=None` keeps psycopg from it.
+"""
 
 from __future__ import annotations
 
