@@ -139,6 +139,42 @@ def test_each_figure_is_described_beside_it(path):
     assert figures
 
 
+def core(path: Path) -> list[dict]:
+    """The cells before "Going further"."""
+    found = json.loads(path.read_text())["cells"]
+    ends = [i for i, cell in enumerate(found) if source(cell).startswith("## Going further")]
+    assert len(ends) == 1
+    return found[: ends[0]]
+
+
+@each_lesson
+def test_the_stated_minutes_are_honest(path):
+    """Words at 180 a minute, code at 12 lines a minute, the run, and 8 minutes for the exercise."""
+    prose = [source(cell) for cell in core(path) if cell["cell_type"] == "markdown"]
+    words = sum(len(line.split()) for text in prose for line in text.splitlines() if not line.startswith("|"))
+    read = [c for c in core(path) if c["cell_type"] == "code" and not {"solution", "colab"} & set(tags(c))]
+    lines = sum(bool(line.strip()) for cell in read for line in source(cell).splitlines())
+    run_s = json.loads(path.read_text())["metadata"]["workshop"]["core_run_s"]
+    needed = words / 180 + lines / 12 + run_s / 60 + 8
+    stated = int(re.search(r"· (\d+) minutes ·", prose[0]).group(1))
+    assert 0.8 <= stated / needed <= 1.25, f"{needed:.0f} minutes needed, {stated} stated"
+    index = (NOTEBOOKS / "README.md").read_text()
+    assert re.search(rf"\({re.escape(path.name)}\) \| {stated} \|", index), "the index states other minutes"
+
+
+@each_lesson
+def test_one_word_for_one_thing(path):
+    prose = "\n".join(source(cell) for cell in cells(path, "markdown"))
+    assert not re.findall(r"\b(?:flights?|mend(?:s|ed|ing)?|bets?|wires?|rungs?)\b", prose, re.IGNORECASE)
+    assert not re.findall(r"(?<!noise )\bfloors?\b", prose, re.IGNORECASE)
+
+
+@each_lesson
+def test_what_goes_further_stands_after_the_core(path):
+    headings = re.findall(r"^## (.+)$", "\n".join(source(cell) for cell in cells(path, "markdown")), re.MULTILINE)
+    assert headings[-1] == "Going further"
+
+
 @each_lesson
 def test_the_lesson_is_opened_under_its_own_name(path):
     assert f'open_lesson("{path.stem}"' in "\n".join(source(cell) for cell in cells(path, "code"))
