@@ -1,8 +1,8 @@
 """Run notebooks for real and store what they show: `make outputs`, or this file with names of notebooks.
 
 What only the run itself would tell (times of cells, states of widgets, the kernel's version) is left out, so that a
-difference in the stored file is a difference in what readers see. One number is kept, the seconds that the core took: the
-minutes that a lesson states count them.
+difference in the stored file is a difference in what readers see. One number is kept, the seconds that the core took:
+the minutes that a lesson states count them.
 """
 
 from __future__ import annotations
