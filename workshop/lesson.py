@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-import psycopg
 import pymongo.errors
 import redis
+from psycopg import errors as pg
 from sqlalchemy import URL, NullPool, create_engine
 
 from workshop import exercise, figures, plan, results, sandbox
@@ -228,11 +228,12 @@ class Lesson:
     def allowed(self, needs: str) -> Iterator[None]:
         """`with lesson.allowed("GRANT ..."):` leaves the block when the server refuses it, with one sentence.
 
-        The sentence has the server's own reason, and `needs`: what an administrator would run. Other errors go on.
+        So it does where an older server does not know a setting or a table. The sentence has the server's own reason,
+        and `needs`: what an administrator would run. Other errors go on.
         """
         try:
             yield
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable) as error:
+        except (pg.InsufficientPrivilege, pg.UndefinedTable, pg.UndefinedObject) as error:
             print(f"Left out here: {error.diag.message_primary}. An administrator would run: {needs}")
         except pymongo.errors.OperationFailure as error:
             if error.code != UNAUTHORIZED:
