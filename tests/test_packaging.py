@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 # Packages that conda-forge names differently.
 CONDA_NAMES = {"matplotlib-base": "matplotlib", "redis-py": "redis"}
-CONDA_ONLY = {"postgresql", "redis-server", "mongodb", "make", "pip", "python"}
+CONDA_ONLY = {"postgresql", "redis-server", "mongodb", "pgbouncer", "make", "pip", "python"}
 
 
 def project() -> dict:

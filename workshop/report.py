@@ -92,15 +92,15 @@ def as_json(records: Sequence[Record]) -> str:
 
 
 def figure(records: Sequence[Record], path: Path) -> None:
-    """Write a picture (PNG or SVG, by the file's ending) of each lesson's largest gain that has a lower bound.
+    """Write a picture (PNG or SVG, by the file's ending) of each lesson's largest gain, near the servers.
 
-    Raises WorkshopError when no lesson has one.
+    A gain that was measured beside a lower bound goes before the others. Raises WorkshopError when there is no gain.
     """
     from workshop import figures  # matplotlib is slow to import: the table and the JSON need none of it
 
     largest: dict[str, Record] = {}
-    for record in _best_first(records):
-        if record["verdict"] == "faster" and record.get("lower_bound_s") and not _added_ms(record):
+    for record in sorted(_best_first(records), key=lambda record: not record.get("lower_bound_s")):
+        if record["verdict"] == "faster" and not _added_ms(record):
             largest.setdefault(record["lesson"], record)
     if not largest:
         raise WorkshopError(EMPTY)
