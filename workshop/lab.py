@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,6 +103,8 @@ def _wait_for_url(server: subprocess.Popen, info_file: Path, stopping: _Stopping
             # On all addresses, as in a container: the reader comes through this machine's own.
             everywhere = info["hostname"] in ("0.0.0.0", "::")
             base = f"http://127.0.0.1:{info['port']}{info['base_url']}" if everywhere else info["url"]
+            # The file comes a moment before the port answers.
+            socket.create_connection(("127.0.0.1" if everywhere else info["hostname"], info["port"]), 1).close()
             return f"{base}lab/tree/{FIRST_NOTEBOOK}{query}"
         except (OSError, ValueError):
             if time.monotonic() > give_up:
