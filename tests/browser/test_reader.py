@@ -202,7 +202,7 @@ def test_a_reader_takes_lesson_02(lab, page):
 
     # JupyterLab shows an exception as it shows what is written to stderr; neither is welcome.
     errors = notebook.locator("[data-mime-type='application/vnd.jupyter.stderr']")
-    last = notebook.locator(".jp-CodeCell").last.locator(".jp-OutputPrompt")
+    last = notebook.locator(".jp-CodeCell").last.locator(".jp-InputPrompt")
     with step(page, "Run > Run All Cells to run each cell to the last, without an error output"):
         # The stored outputs go first: what is seen from here on comes from this run.
         choose(page, "Edit", "Clear Outputs of All Cells")
@@ -234,7 +234,8 @@ def test_a_reader_takes_lesson_02(lab, page):
         solution = collapsed.nth(1)  # the first one is Colab's
         solution.scroll_into_view_if_needed()
         solution.locator(".jp-InputPlaceholder .jp-Placeholder-content").click()
-        expect(solution.locator(".cm-content")).to_contain_text("def handle(number)")
+        # The exercise and, now, its solution.
+        expect(notebook.locator(".jp-CodeCell .cm-content", has_text="def handle(number)")).to_have_count(2)
 
     take(page, "exercise", code_cell(notebook, "lesson.check("), 800)
 
