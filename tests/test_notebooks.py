@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import re
 import tomllib
@@ -235,3 +236,21 @@ def test_the_readme_says_which_right_each_lesson_needs():
         for asked in re.findall(r"(CREATEROLE|pg_checkpoint|clusterMonitor)", path.read_text()):
             assert re.search(rf"^\| {path.stem[:2]} .*{asked}", table, re.MULTILINE), (path.stem, asked)
     assert "CREATEDB" in table and "pg_read_all_stats" in table
+
+
+def test_the_decision_page_finds_its_measurements():
+    """Each comparison that notebooks/decisions.csv names is one of the runs that the workbook ships."""
+    shipped = {(run["lesson"], run["name"]) for run in json.loads((NOTEBOOKS / "shipped.json").read_text())}
+    with (NOTEBOOKS / "decisions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) >= 8
+    for row in rows:
+        assert {(row["lesson"], row["comparison"]), (row["lesson"], row["there"])} <= shipped, row
+
+
+@each_lesson
+def test_a_reader_finds_the_lessons_before_and_after(path):
+    """The first cell names the neighbours and the last cell of the core the next one, as the index orders them."""
+    links = re.findall(r"\]\((\d\d-[\w-]+\.ipynb)\)", source(cells(path, "markdown")[0]).split("\n\n")[1])
+    at = LESSONS.index(path)
+    assert links == [lesson.name for lesson in LESSONS[max(0, at - 1) : at + 2] if lesson != path]
