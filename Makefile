@@ -14,7 +14,7 @@ INSTALL = $(RUN) pip install --quiet --disable-pip-version-check --require-hashe
 LOCK = $(RUN) uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate
 
-.PHONY: lab test test-browser screenshots chromium outputs down clean bench newest lock
+.PHONY: lab test test-browser screenshots chromium outputs book down clean bench newest lock
 
 lab: $(READY)
 	@$(RUN) workshop lab $(ARGS)
@@ -39,6 +39,10 @@ chromium:
 # Run the notebooks and store what they show: all, or `make outputs NOTEBOOKS=02-connection-pooling.ipynb`.
 outputs: $(READY)
 	@$(PY) tests/store_outputs.py $(NOTEBOOKS)
+
+# The lessons with their stored outputs as a site to read, offline.
+book: $(READY) $(VENV)/ready-book
+	@$(RUN) workshop.book
 
 down: $(READY)
 	@$(RUN) workshop down
@@ -65,9 +69,9 @@ $(VENV)/ready: requirements.lock
 	@$(PY) -c 'import sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "workshop.pth").write_text("$(CURDIR)\n")'
 	@touch $@
 
-$(VENV)/ready-browser: $(READY) requirements-browser.lock
+$(VENV)/ready-browser $(VENV)/ready-book: $(VENV)/ready-%: $(READY) requirements-%.lock
 	@mkdir -p $(@D)
-	@$(INSTALL) requirements-browser.lock
+	@$(INSTALL) requirements-$*.lock
 	@touch $@
 
 # The newest versions that pyproject.toml allows, in place of the lock: what the weekly run of CI tries.
@@ -79,4 +83,5 @@ newest:
 lock: $(READY)
 	@$(RUN) pip install --quiet --disable-pip-version-check uv
 	@$(LOCK) --extra servers --extra test --output-file requirements.lock
-	@$(LOCK) --all-extras --constraint requirements.lock --output-file requirements-browser.lock
+	@for extra in browser book; do \
+	    $(LOCK) --extra servers --extra test --extra $$extra --constraint requirements.lock --output-file requirements-$$extra.lock || exit 1; done

@@ -67,9 +67,11 @@ def test_the_locks_pin_what_is_wanted():
         assert all(requirement.specifier.contains(version) for version in pinned[name]), name
     assert locked("requirements-browser.lock").items() >= pinned.items()
     assert "playwright" in locked("requirements-browser.lock")
+    assert locked("requirements-book.lock").items() >= pinned.items()
+    assert "myst-nb" in locked("requirements-book.lock")
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-browser.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-browser.lock", "requirements-book.lock"])
 def test_each_locked_package_is_checked_and_comes_from_nowhere_in_particular(name):
     text = (ROOT / name).read_text()
     for entry in re.split(r"\n(?=\S)", text.strip()):
