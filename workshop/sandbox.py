@@ -29,7 +29,7 @@ from workshop import lease
 from workshop.servers import mongo_server, redis_server
 from workshop.servers.postgres_server import connect, connect_common
 from workshop.servers.service import Servers
-from workshop.shop import DATABASE
+from workshop.shop import DATABASE, WITH_BIOGRAPHIES
 from workshop.state import WorkshopError
 
 PREFIX = "workshop_sandbox_"
@@ -132,9 +132,10 @@ def drop_mongo(client: MongoClient, name: str) -> None:
     client[DATABASE][lease.LEASES].delete_one({"_id": name})
 
 
-def create(servers: Servers, label: str, wanted: Sequence[str]) -> Sandbox:
+def create(servers: Servers, label: str, wanted: Sequence[str], *, biographies: bool = False) -> Sandbox:
     """Copies of the shop on the `wanted` servers, of "postgres", "mongo" and "redis", held until `release` or `drop`.
 
+    With `biographies` it is the shop whose customers have theirs; seed.ensure makes it.
     What was left behind without a lease is dropped first. Raises WorkshopError when a copy cannot be had.
     """
     reap(servers, wanted)
@@ -143,7 +144,7 @@ def create(servers: Servers, label: str, wanted: Sequence[str]) -> Sandbox:
         if "postgres" in wanted:
             sandbox.postgres_url = servers.postgres.render_as_string(hide_password=False)
             sandbox.hold(lease.PostgresLease(servers.postgres, sandbox.name))
-            _clone_postgres(servers.postgres, sandbox.name)
+            _clone_postgres(servers.postgres, sandbox.name, WITH_BIOGRAPHIES if biographies else DATABASE)
         if "mongo" in wanted:
             sandbox.mongo_url = servers.mongo
             sandbox.hold(lease.MongoLease(servers.mongo, sandbox.name))
@@ -160,19 +161,19 @@ def create(servers: Servers, label: str, wanted: Sequence[str]) -> Sandbox:
     return sandbox
 
 
-def _clone_postgres(admin: URL, name: str) -> None:
+def _clone_postgres(admin: URL, name: str, template: str) -> None:
     statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
     with connect(admin) as connection:
         give_up = time.monotonic() + COPY_DEADLINE_S
         while True:
             try:
-                connection.execute(statement.format(sql.Identifier(name), sql.Identifier(DATABASE)))
+                connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
                 break
             except (psycopg.errors.ObjectInUse, psycopg.errors.InvalidCatalogName) as error:
                 # Somebody is connected to the template, or seeds it anew and swaps the two at this moment.
                 if time.monotonic() > give_up:
                     raise WorkshopError(
-                        f"the database {DATABASE} cannot be copied ({error.diag.message_primary}): "
+                        f"the database {template} cannot be copied ({error.diag.message_primary}): "
                         "close the connections to it and run the cell again"
                     ) from None
                 time.sleep(0.5)

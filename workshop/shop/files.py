@@ -8,7 +8,8 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import chain, islice
+from functools import partial
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from workshop.state import WorkshopError
 DATA = Path(__file__).resolve().parents[2] / "data"
 BASE_CUSTOMERS, BASE_ORDERS = 100_000, 300_000
 TABLES = ("products", "customers", "orders", "order_items")
+CUSTOMERS_WITH_BIOGRAPHIES = "customers_with_biographies"  # a stream for the table customers
 PROFILES = "profiles"
 FILES = {**{table: f"{table}.csv.gz" for table in TABLES}, PROFILES: "profiles.ndjson.gz"}
 SCALES = (0.01, 100)
@@ -152,23 +154,25 @@ def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(waiting)
 
 
-def _customers(copy: int, limit: int, folder: Path) -> Iterator[bytes]:
-    """Customers of a copy with avatar and biography, as CSV; each piece holds BIOS rows or fewer."""
+def _customers(copy: int, limit: int, folder: Path, with_biographies: bool) -> Iterator[bytes]:
+    """Customers of a copy with avatar and, if wanted, biography, as CSV; each piece holds BIOS rows or fewer."""
     lines = islice(_lines("customers", folder), 1, limit + 1)
     while batch := list(islice(lines, BIOS)):
         rows = [line[:-1].split(b",", 3) for line in batch]
         ids = [int(row[0]) + copy * BASE_CUSTOMERS for row in rows]
-        made = zip(ids, rows, avatars(ids), biographies(ids, [row[1] for row in rows]), strict=True)
+        bios = (
+            (b'"%s"' % bio for bio in biographies(ids, [row[1] for row in rows])) if with_biographies else repeat(b"")
+        )
+        made = zip(ids, rows, avatars(ids), bios)  # noqa: B905 -- one a row, or as many as there are
         if copy:
             plus = b"+%d@" % copy
             yield b"".join(
-                b'%d,%s,%s,%s,%s,"%s"\n' % (i, name, email.replace(b"@", plus, 1), rest, avatar, bio)
+                b"%d,%s,%s,%s,%s,%s\n" % (i, name, email.replace(b"@", plus, 1), rest, avatar, bio)
                 for i, (_, name, email, rest), avatar, bio in made
             )
         else:
             yield b"".join(
-                b'%s,%s,"%s"\n' % (line[:-1], avatar, bio)
-                for line, (_, _, avatar, bio) in zip(batch, made, strict=True)
+                b"%s,%s,%s\n" % (line[:-1], avatar, bio) for line, (_, _, avatar, bio) in zip(batch, made, strict=True)
             )
 
 
@@ -201,7 +205,17 @@ def _order_items(copy: int, limit: int, folder: Path) -> Iterator[bytes]:
             yield b"%d,%s" % (number + shift, rest)
 
 
-_MAKERS = {"customers": _customers, "orders": _orders, "order_items": _order_items}
+_MAKERS = {
+    "customers": partial(_customers, with_biographies=False),
+    CUSTOMERS_WITH_BIOGRAPHIES: partial(_customers, with_biographies=True),
+    "orders": _orders,
+    "order_items": _order_items,
+}
+
+
+def table_of(stream: str) -> str:
+    """The table that a stream fills."""
+    return "customers" if stream == CUSTOMERS_WITH_BIOGRAPHIES else stream
 
 
 def copy_columns(table: str) -> list[str]:
@@ -210,10 +224,13 @@ def copy_columns(table: str) -> list[str]:
     return [column.name for column in columns if (table, column.name) != ("order_items", "id")]
 
 
-def table_stream(table: str, scale: float = 1.0, data_dir: Path | None = None) -> Iterator[bytes]:
-    """The bytes that COPY gets for `table`: CSV with a header, blocks of about 256 kB."""
+def table_stream(stream: str, scale: float = 1.0, data_dir: Path | None = None) -> Iterator[bytes]:
+    """The bytes that COPY gets for a table, or for CUSTOMERS_WITH_BIOGRAPHIES: CSV with a header, in blocks of about
+    256 kB.
+    """
     folder = data_dir or DATA
     copies = _copies(scale)
+    table = table_of(stream)
     yield (",".join(copy_columns(table)) + "\n").encode("ascii")
     for copy, limit in copies:
         if table == "products" and copy:
@@ -223,7 +240,7 @@ def table_stream(table: str, scale: float = 1.0, data_dir: Path | None = None) -
             first = next(blocks, b"")
             yield from chain([first[first.find(b"\n") + 1 :]], blocks)
         else:
-            yield from _blocks(_MAKERS[table](copy, limit, folder))
+            yield from _blocks(_MAKERS[stream](copy, limit, folder))
 
 
 def profile_lines(scale: float = 1.0, data_dir: Path | None = None) -> Iterator[bytes]:
@@ -281,14 +298,14 @@ def document_of(line: bytes) -> dict[str, Any]:
 
 
 def stream_checksums(data_dir: Path | None = None, scale: float = 1.0) -> dict[str, dict[str, Any]]:
-    """{table or "profiles": {"rows", "sha256"}} of what would be loaded, without a server."""
+    """{stream or "profiles": {"rows", "sha256"}} of what would be loaded, without a server."""
     found = {}
-    for table in TABLES:
+    for stream in (*TABLES, CUSTOMERS_WITH_BIOGRAPHIES):
         digest, lines = hashlib.sha256(), 0
-        for block in table_stream(table, scale, data_dir):
+        for block in table_stream(stream, scale, data_dir):
             digest.update(block)
             lines += block.count(b"\n")
-        found[table] = {"rows": lines - 1, "sha256": digest.hexdigest()}
+        found[stream] = {"rows": lines - 1, "sha256": digest.hexdigest()}
     digest, lines = hashlib.sha256(), 0
     for line in profile_lines(scale, data_dir):
         digest.update(line)

@@ -62,7 +62,9 @@ class Customer(Base):
     """Date in UTC of the latest order; None without orders."""
     avatar_url: Mapped[str | None] = mapped_column(String(200))
     bio: Mapped[str | None] = mapped_column(Text)
-    """2 to 6 kB, stored out of line and uncompressed: reading it costs visits to the TOAST table."""
+    """2 to 6 kB, stored out of line and uncompressed: reading it costs visits to the TOAST table. None where the lesson
+    did not ask for biographies.
+    """
 
     orders: Mapped[list[Order]] = relationship(back_populates="customer", order_by="Order.id")
 

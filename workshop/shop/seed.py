@@ -12,32 +12,39 @@ with the scale.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from workshop.servers.service import Servers, Service
+from workshop.shop import WITH_BIOGRAPHIES
 from workshop.shop.files import read_manifest, version_of_data
 from workshop.shop.mongo_loader import seed_mongo, seeded_mongo
 from workshop.shop.postgres_loader import seed_postgres, seeded_postgres
 
 
-def ensure(servers: Servers, scale: float | None = None, *, anew: bool = False) -> None:
+def ensure(servers: Servers, scale: float | None = None, *, biographies: bool = False, anew: bool = False) -> None:
     """Seed what is not seeded yet, PostgreSQL and MongoDB at the same time; `anew`: also what is.
 
+    The shop with `biographies` is made when somebody asks for it, and made anew where it is there.
     Without a `scale` a shop that is there keeps its own; a missing one is made at the scale of the other store, or at
     1. A shop that was loaded from other files than those in data/ now is replaced. Seeding anew happens beside the shop
     that is there and takes its place in the last step: copies that are open stay as they are.
     """
-    seeders = {"postgres": (seeded_postgres, seed_postgres), "mongo": (seeded_mongo, seed_mongo)}
-    wanted = {name: seeders[name] for name in seeders if name in servers}
-    urls = {name: servers.services[name].url for name in wanted}
-    records = {name: seeded(urls[name]) for name, (seeded, _) in wanted.items()}
-    scale = scale or next((record["scale"] for record in records.values() if record), 1.0)
-    version = version_of_data(read_manifest())
-    missing = [n for n, r in records.items() if anew or not r or (r["scale"], r["version"]) != (scale, version)]
+    found = []  # (what it was seeded with, how to seed it)
+    if "postgres" in servers:
+        found.append((seeded_postgres(servers.postgres), partial(seed_postgres, servers.postgres)))
+        rich = seeded_postgres(servers.postgres, WITH_BIOGRAPHIES)
+        if biographies or (anew and rich):
+            found.append((rich, partial(seed_postgres, servers.postgres, biographies=True)))
+    if "mongo" in servers:
+        found.append((seeded_mongo(servers.mongo), partial(seed_mongo, servers.mongo)))
+    scale = scale or next((record["scale"] for record, _ in found if record), 1.0)
+    current = (scale, version_of_data(read_manifest()))
+    missing = [seed for record, seed in found if anew or not record or (record["scale"], record["version"]) != current]
     if not missing:
         return
     with ThreadPoolExecutor(len(missing)) as pool:
-        loading = [pool.submit(wanted[name][1], urls[name], scale=scale, anew=anew) for name in missing]
+        loading = [pool.submit(seed, scale=scale, anew=anew) for seed in missing]
     for future in loading:
         future.result()
 
