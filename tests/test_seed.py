@@ -382,13 +382,33 @@ def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch:
         postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name)
     with pytest.raises(KeyboardInterrupt):
         mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05, progress=False)
-    assert databases(shop.postgres, shop.name) == {shop.name}
-    assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
     assert (
         postgres_loader.seeded_postgres(shop.postgres, shop.name),
         mongo_loader.seeded_mongo(shop.mongo, shop.name),
     ) == before
     assert shop.store[files.PROFILES].count_documents({}) == 1_000
+
+    # The next ones go on behind what is whole: three tables, and one batch of 2,000.
+    monkeypatch.undo()
+    made, inserted = [], []
+    table_stream, insert_many = files.table_stream, pymongo.collection.Collection.insert_many
+
+    def insert(collection, documents, **options):
+        batch = list(documents)
+        inserted.append(batch[0]["_id"])
+        return insert_many(collection, batch, **options)
+
+    monkeypatch.setattr(postgres_loader, "table_stream", lambda name, *a: made.append(name) or table_stream(name, *a))
+    monkeypatch.setattr(pymongo.collection.Collection, "insert_many", insert)
+    rows = postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name)
+    assert mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05, progress=False) == 5_000
+    assert made == ["order_items"] and inserted == [2_001, 4_001]
+    assert rows["customers"] == 2_000
+    assert postgres_loader.seeded_postgres(shop.postgres, shop.name)["checksums"] == {
+        table: entry["sha256"] for table, entry in files.stream_checksums(scale=SMALL).items() if table in files.TABLES
+    }
+    assert databases(shop.postgres, shop.name) == {shop.name}
+    assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
 
 
 def test_what_a_killed_loader_left_is_cleared_away(shop) -> None:

@@ -19,12 +19,13 @@ from tqdm import tqdm
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from instrument import added_time, around_nothing, false_positives, pooled_query, power  # noqa: E402
-from loading import copies_at_once, loader, one_copy, up_from_nothing, up_when_running  # noqa: E402
+from loading import copies_at_once, load_by_scale, loader, one_copy, up_from_nothing, up_when_running  # noqa: E402
 
 ENTRIES = {
     "loader / psql \\copy": loader,
     "one sandbox / createdb -T": one_copy,
     "twelve copies at once / twelve CREATE DATABASE at once": copies_at_once,
+    "exponent of the load time over the scale": load_by_scale,
     "up from nothing": up_from_nothing,
     "up with all running": up_when_running,
     "compare() around an empty function / timeit": around_nothing,

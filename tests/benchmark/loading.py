@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
@@ -16,7 +17,7 @@ from entry import abba, entry, seconds
 from psycopg import sql
 
 from workshop import sandbox
-from workshop.servers import lifecycle, postgres_server
+from workshop.servers import lifecycle, mongo_server, postgres_server
 from workshop.shop import DATABASE, files, postgres_loader, seed
 from workshop.state import CHECKOUT
 
@@ -140,6 +141,52 @@ def copies_at_once(count: int = 12, pairs: int = 2) -> dict:
             taken[name].append(work())
     ratio = statistics.median(taken["sandboxes_s"]) / statistics.median(taken["bare_s"])
     return entry(ratio, "times", at_most=1.3, **taken)
+
+
+LOAD = """
+import resource, sys, time
+from workshop.servers import lifecycle
+from workshop.shop import mongo_loader, postgres_loader
+database, scale, (postgres, mongo) = sys.argv[1], float(sys.argv[2]), (lifecycle.up().postgres, lifecycle.up().mongo)
+before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+start = time.perf_counter()
+postgres_loader.seed_postgres(postgres, scale, database=database, progress=False)
+between = time.perf_counter()
+mongo_loader.seed_mongo(mongo, database, scale, progress=False)
+end = time.perf_counter()
+print(between - start, end - between, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before_mb)
+"""
+
+
+def load_by_scale(scales: tuple[float, ...] = (0.2, 1, 5)) -> dict:
+    """The exponent with which the time to load both stores grows with the scale: 1 is linear.
+
+    Samples: the seconds of each store, its bytes on disk, and how much memory (MB) the loader took at its peak.
+    """
+    servers = lifecycle.up()
+    found: dict[str, dict] = {}
+    for scale in scales:
+        database = f"workshop_bench_{secrets.token_hex(4)}"
+        command = [sys.executable, "-c", LOAD, database, str(scale)]
+        try:
+            run = {"cwd": CHECKOUT, "capture_output": True, "text": True, "check": True, "timeout": 1800}
+            postgres_s, mongo_s, peak_mb = map(float, subprocess.run(command, **run).stdout.split())
+            with postgres_server.connect(servers.postgres) as admin, mongo_server.connect(servers.mongo) as client:
+                (size,) = admin.execute("SELECT pg_database_size(%s)", [database]).fetchone()
+                stored = client[database].command("dbStats")["totalSize"]
+            took = {"postgres_s": postgres_s, "mongo_s": mongo_s, "peak_mb": peak_mb}
+            found[str(scale)] = {**took, "postgres_bytes": size, "mongo_bytes": stored}
+        finally:
+            with postgres_server.connect(servers.postgres) as admin, mongo_server.connect(servers.mongo) as client:
+                client.drop_database(database)
+                for name in (database, f"{database}_loading"):
+                    if admin.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone() is not None:
+                        admin.execute(f"ALTER DATABASE {name} IS_TEMPLATE false")
+                        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    whole = {scale: took["postgres_s"] + took["mongo_s"] for scale, took in found.items()}
+    least, most = str(scales[0]), str(scales[-1])
+    exponent = math.log(whole[most] / whole[least]) / math.log(scales[-1] / scales[0])
+    return entry(exponent, "", at_least=0.8, at_most=1.2, **found)
 
 
 STEPS = """

@@ -70,8 +70,9 @@ def seed_mongo(
 ) -> int:
     """Fill the collection `profiles`, or leave it when it is there at this scale and not wanted `anew`; its documents.
 
-    They are loaded as `profiles_loading`, which is renamed in the last step and dropped on any error. Of several
-    seeders on one server one works and the others wait for it.
+    They are loaded as `profiles_loading`, which is renamed in the last step and dropped on any error; when the seeder
+    itself is stopped, the next one goes on behind its last whole batch. Of several seeders on one server one works and
+    the others wait for it.
 
     Raises DataError (files), ValueError (scale) and pymongo.errors.PyMongoError (server).
     """
@@ -100,7 +101,11 @@ def seed_mongo(
             # Until the rename nothing counts, so a loading write need not wait for the journal.
             loading = store.get_collection(LOADING, write_concern=WriteConcern(w=1, j=False))
             try:
-                loading.drop()
+                begun = {"_id": LOADING, "scale": scale, "version": version_of_data(manifest)}
+                if store[META].find_one({"_id": LOADING}) != {**begun, "collection": _uuid(loading)}:
+                    loading.drop()
+                    store.create_collection(LOADING)
+                    store[META].replace_one({"_id": LOADING}, {**begun, "collection": _uuid(loading)}, upsert=True)
                 rows, sha256 = _load_mongo(loading, scale, manifest, folder, progress, turn)
                 if scale == 1:
                     check_stream(PROFILES, rows, sha256, manifest)
@@ -115,9 +120,11 @@ def seed_mongo(
                 loading.rename(PROFILES, dropTarget=True)
             except TurnLost:
                 raise
-            except BaseException:
+            except Exception:
                 loading.drop()
+                store[META].delete_one({"_id": LOADING})
                 raise
+            store[META].delete_one({"_id": LOADING})
             return rows
 
 
@@ -172,13 +179,17 @@ class _Turn:
 def _load_mongo(
     loading: Collection, scale: float, manifest: dict[str, Any], folder: Path, progress: bool, turn: _Turn
 ) -> tuple[int, str]:
-    """Insert the profiles in unordered batches; their number and SHA-256."""
+    """Insert the profiles that are not there yet, in batches; their number and SHA-256."""
     digest, rows = hashlib.sha256(), 0
+    # The profiles' ids count from 1, in order; only the last batch of a seeder that was stopped can be a part.
+    there = loading.count_documents({}) // BATCH * BATCH
+    loading.delete_many({"_id": {"$gt": there}})
     lines = profile_lines(scale, folder)
     with bar("MongoDB", manifest["tables"][PROFILES]["rows"] * scale, unit=" rows", shown=progress) as shown:
         while batch := list(islice(lines, BATCH)):
             digest.update(b"".join(batch))
-            loading.insert_many(map(document_of, batch), ordered=False)
+            if rows >= there:
+                loading.insert_many(map(document_of, batch), ordered=False)
             rows += len(batch)
             turn.extend_in_time()
             shown.update(len(batch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,13 @@ def _load_postgres(
     folder: Path,
     progress: bool,
     biographies: bool,
-) -> dict[str, dict[str, Any]]:
-    """Make and fill the tables in an empty database; rows and SHA-256 per table."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]],
+    keep: Callable[[], None],
+) -> None:
+    """Make and fill the tables that `found` does not have yet: rows and SHA-256 per table; `keep` is called after each.
+
+    Memory does not grow with the scale: rows are made block by block.
+    """
     total = sum(manifest["tables"][table]["rows"] for table in TABLES) * scale
     cursor = connection.cursor()
     # The rename at the end is committed synchronously and so makes everything before it durable.
@@ -108,26 +112,36 @@ def _load_postgres(
         cursor.execute(f"SET {setting}")
     with bar("PostgreSQL", total, unit=" rows", shown=progress) as loaded:
         for table in TABLES:
+            if table in found:  # by a seeder that was stopped
+                loaded.update(found[table]["rows"])
+                continue
             with connection.transaction():
                 create_bare_table(cursor, table)
                 stream = CUSTOMERS_WITH_BIOGRAPHIES if biographies and table == "customers" else table
                 rows, sha256 = copy_table(cursor, table, table_stream(stream, scale, folder), loaded.update)
-            if scale == 1:
-                check_stream(stream, rows, sha256, manifest)
-            found[table] = {"rows": rows, "sha256": sha256}
+                if scale == 1:
+                    check_stream(stream, rows, sha256, manifest)
+                found[table] = {"rows": rows, "sha256": sha256}
+                keep()
         loaded.set_description("PostgreSQL, indexes")
         with connection.transaction():
-            for table in map(_table, TABLES):
-                cursor.execute(_ddl(AddConstraint(table.primary_key, isolate_from_table=False)))
-                for index in sorted(table.indexes, key=lambda index: str(index.name)):
-                    cursor.execute(_ddl(CreateIndex(index)))
-            for table in map(_table, TABLES):
-                for key in sorted(table.foreign_key_constraints, key=lambda key: str(key.name)):
-                    cursor.execute(_ddl(AddConstraint(key, isolate_from_table=False)))
-            for table in ("customers", "products", "orders"):  # their ids came with the rows
-                cursor.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))")
+            _add_keys_and_indexes(cursor)
         cursor.execute(f"VACUUM (ANALYZE) {', '.join(TABLES)}")
-    return found
+
+
+def _add_keys_and_indexes(cursor: psycopg.Cursor) -> None:
+    """All that models.py asks for beyond the columns, unless a seeder that was stopped has come so far."""
+    if cursor.execute("SELECT FROM pg_constraint WHERE contype = 'f'").fetchone() is not None:
+        return
+    for table in map(_table, TABLES):
+        cursor.execute(_ddl(AddConstraint(table.primary_key, isolate_from_table=False)))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            cursor.execute(_ddl(CreateIndex(index)))
+    for table in map(_table, TABLES):
+        for key in sorted(table.foreign_key_constraints, key=lambda key: str(key.name)):
+            cursor.execute(_ddl(AddConstraint(key, isolate_from_table=False)))
+    for table in ("customers", "products", "orders"):  # their ids came with the rows
+        cursor.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))")
 
 
 def seeded_postgres(url: URL, database: str = DATABASE) -> dict[str, Any] | None:
@@ -204,8 +218,9 @@ def seed_postgres(
 
     `url` is of another database of the server, by a role that may create databases; it need not be a superuser. The
     shop is loaded as `<database>_loading` and renamed in the last step; on any error that one is dropped, and a shop
-    that was there before stays as it was. The result is a template: nobody connects to it, so it can be copied at any
-    time, and copies that are open outlive it. Of several seeders on one server one works and the others wait for it.
+    that was there before stays as it was. When the seeder itself is stopped, the tables that it has filled stay, and
+    the next one goes on behind them. The result is a template: nobody connects to it, so it can be copied at any time,
+    and copies that are open outlive it. Of several seeders on one server one works and the others wait for it.
 
     `biographies` fills customers.bio, which makes a copy 450 MB in place of 160; that shop is a database of its own.
 
@@ -232,18 +247,28 @@ def seed_postgres(
             return rows
         loading = f"{database}_loading"
         name = sql.Identifier(loading)
-        if not _drop_if_empty(url, admin, loading):
-            _drop_ours(admin, loading)  # left by a seeder that was killed
-        admin.execute(
-            # C order is the same on every system and version, so plans and sorted results are too.
-            sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C'").format(
-                name
+        begun = {"workshop": "loading", "scale": scale, "version": version_of_data(manifest), "tables": {}}
+        left = _comment(admin, loading)[1]
+        if begun == {**left, "tables": {}}:
+            begun = left
+        else:
+            if not _drop_if_empty(url, admin, loading):
+                _drop_ours(admin, loading)
+            admin.execute(
+                # C order is the same on every system and version, so plans and sorted results are too.
+                sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C'").format(
+                    name
+                )
             )
-        )
+        found = begun["tables"]
         try:
-            _set_comment(admin, loading, {"workshop": "loading"})
             with connect(url, loading) as connection:
-                found = _load_postgres(connection, scale, manifest, folder, progress, biographies)
+
+                def keep() -> None:
+                    _set_comment(connection, loading, begun)
+
+                keep()
+                _load_postgres(connection, scale, manifest, folder, progress, biographies, found, keep)
             rows = {table: found[table]["rows"] for table in TABLES}
             record = {
                 "workshop": "shop",
@@ -255,7 +280,7 @@ def seed_postgres(
             _set_comment(admin, loading, record)
             admin.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false").format(name))
             _swap(admin, loading, database)
-        except BaseException:
+        except Exception:
             if not admin.closed and not admin.broken:
                 # Ours for certain, whatever its comment says by now.
                 if _comment(admin, loading)[0]:
