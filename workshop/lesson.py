@@ -252,10 +252,10 @@ class Lesson:
         for client in (self._mongo, self._redis):
             if client is not None:
                 client.close()
-        self._sandbox.release()
-        if self._watcher.poll() is None:
-            self._watcher.stdin.close()
-            self._watcher.wait(30)
+        self._sandbox.drop()
+        self._watcher.kill()  # nothing is left for it to do
+        self._watcher.wait()
+        self._watcher.stdin.close()
 
     def table(self) -> Table:
         """What is displayed: where the lesson runs."""
