@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import tempfile
@@ -14,11 +15,33 @@ import pytest
 import redis
 from sqlalchemy import URL
 
-from workshop import sandbox
+from workshop import results, sandbox
 from workshop.servers import lifecycle
 from workshop.servers.postgres_server import dsn
 from workshop.servers.service import Servers
 from workshop.shop import seed
+from workshop.state import setting, state_dir
+
+# Each process of `pytest -n` has servers of its own, so what a whole server counts is one test's or one notebook's.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+COMMON_STATE = state_dir() if WORKER else None
+if WORKER:
+    os.environ["WORKSHOP_STATE"] = str(COMMON_STATE / WORKER)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for `-n auto`; none beside the only one where URLs lead all of them to the same servers."""
+    return 0 if any(setting(f"WORKSHOP_{name}_URL") for name in ("POSTGRES", "REDIS", "MONGO")) else 2
+
+
+def pytest_sessionfinish() -> None:
+    """Stop the worker's own servers and keep what its notebooks measured, as a run in the lab would."""
+    if WORKER:
+        own = COMMON_STATE / WORKER
+        lifecycle.down()
+        for record in results.read(own / results.FILE):
+            results.append(record, COMMON_STATE / results.FILE)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
