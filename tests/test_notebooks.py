@@ -130,6 +130,19 @@ def test_the_exercise_fails_as_shipped_and_its_solution_passes(path):
 
 
 @each_lesson
+def test_each_exercise_refuses_what_is_no_solution(path):
+    """After each solution a collapsed cell tries an empty function, the answer alone, what the lesson has at hand."""
+    content = json.loads(path.read_text())["cells"]
+    solutions = [i for i, cell in enumerate(content) if "solution" in tags(cell)]
+    assert all("cheats" in tags(content[i + 1]) for i in solutions)
+    for cell in (content[i + 1] for i in solutions):
+        assert cell["metadata"].get("jupyter", {}).get("source_hidden") is True and IGNORED not in tags(cell)
+        lines = [line for line in texts(cell).splitlines() if line.strip()]
+        assert sum("not yet: " in line for line in lines) >= 3, source(cell)
+        assert not [line for line in lines if re.search(r"(?<!\w)yes: ", line)]
+
+
+@each_lesson
 def test_each_figure_is_described_beside_it(path):
     content = json.loads(path.read_text())["cells"]
     figures = 0
@@ -150,15 +163,16 @@ def core(path: Path) -> list[dict]:
 
 @each_lesson
 def test_the_stated_minutes_are_honest(path):
-    """Words at 180 a minute, code at 12 lines a minute, the run, and 8 minutes for the exercise."""
+    """Words at 180 a minute, code at 12 lines a minute, the run, and 8 minutes for the exercise: 25 at most."""
     prose = [source(cell) for cell in core(path) if cell["cell_type"] == "markdown"]
     words = sum(len(line.split()) for text in prose for line in text.splitlines() if not line.startswith("|"))
-    read = [c for c in core(path) if c["cell_type"] == "code" and not {"solution", "colab"} & set(tags(c))]
+    read = [c for c in core(path) if c["cell_type"] == "code" and not {"solution", "cheats", "colab"} & set(tags(c))]
     lines = sum(bool(line.strip()) for cell in read for line in source(cell).splitlines())
     run_s = json.loads(path.read_text())["metadata"]["workshop"]["core_run_s"]
     needed = words / 180 + lines / 12 + run_s / 60 + 8
     stated = int(re.search(r"· (\d+) minutes ·", prose[0]).group(1))
     assert 0.8 <= stated / needed <= 1.25, f"{needed:.0f} minutes needed, {stated} stated"
+    assert stated <= 25 or path.stem.startswith("10-"), "at most 25; only 10, which puts the others together, is longer"
     index = (NOTEBOOKS / "README.md").read_text()
     assert re.search(rf"\({re.escape(path.name)}\) \| {stated} \|", index), "the index states other minutes"
 
