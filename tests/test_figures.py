@@ -108,6 +108,18 @@ def test_comparison_says_what_was_found():
     assert "2.00x slower" in texts(figures.comparison(make(0.5)))
 
 
+@pytest.mark.parametrize(("ratio", "to_lower_bound"), [(1000, 1.2), (1.02, 900)])
+def test_what_was_found_stands_inside_the_frame(ratio, to_lower_bound):
+    fig = figures.comparison(make(ratio, to_lower_bound))
+    fig.draw_without_rendering()
+    frame = fig.axes[0].get_window_extent()
+    found = [t for t in fig.axes[0].texts if "lower bound" in t.get_text() or "faster" in t.get_text()]
+    assert found
+    for text in found:
+        box = text.get_window_extent()
+        assert frame.x0 < box.x0 and box.x1 < frame.x1, text.get_text()
+
+
 def test_log_scale_where_ratios_exceed_ten_else_linear_from_zero():
     for ratio, to_lower_bound, scale in (
         (20.7, None, "log"),

@@ -20,6 +20,7 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from workshop.measure.result import CLEAR_GAIN, Comparison
@@ -152,10 +153,10 @@ def _side(ax: Axes, x: float) -> str:
     return "left" if at < 0.12 else "right" if at > 0.88 else "center"
 
 
-def _value(ax: Axes, text: str, x: float, y: float, colour: str, above: float = 10, **options: Any) -> None:
+def _value(ax: Axes, text: str, x: float, y: float, colour: str, above: float = 10, **options: Any) -> Annotation:
     """A value written above its mark, `above` points away."""
     options = {"ha": _side(ax, x), "va": "bottom", "fontsize": 10.5, "fontweight": "bold", **options}
-    ax.annotate(text, (x, y), xytext=(0, above), textcoords="offset points", color=colour, **options)
+    return ax.annotate(text, (x, y), xytext=(0, above), textcoords="offset points", color=colour, **options)
 
 
 def _time_unit(smallest: float, largest: float) -> tuple[float, str]:
@@ -195,6 +196,7 @@ def comparison(result: Comparison, title: str | None = None, *, gap_note: str | 
         ax.plot([at] * 2, [row - 0.2, row + 0.2], color=COLOURS[arm], linewidth=4, solid_capstyle="butt", zorder=3)
         _value(ax, f"{significant(at)} {unit}", at, row - 0.2, COLOURS[arm], above=2)
 
+    fig.draw_without_rendering()  # now the frame is where it stays, and the texts in it can be fitted
     solid = {"color": INK, "linewidth": 1.2, "arrowstyle": "-" if result.verdict == "~" else "-|>"}
     _gap(ax, 0.46, medians["before"] / size, medians["after"] / size, result.finding, solid)
     if result.to_lower_bound is not None:
@@ -211,10 +213,12 @@ def _gap(ax: Axes, y: float, start: float, end: float, text: str, line: dict[str
     if abs(a - b) >= 12:  # pixels: below that there is no room for an arrow, and nothing to see
         arrow = {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 11, **line}
         ax.annotate("", xy=(end, y), xytext=(start, y), arrowprops=arrow, zorder=4)
-    # Long text stands in the middle of the frame, short text in the middle of its arrow.
-    pixels = (a + b) / 2 if len(text) < 56 else ax.transAxes.transform((0.5, 0))[0]
-    x = ax.transData.inverted().transform((pixels, 0))[0]
-    _value(ax, textwrap.fill(text, 84, max_lines=2, placeholder=" …"), x, y, line["color"], above=3, fontsize=9.5)
+    x = ax.transData.inverted().transform(((a + b) / 2, 0))[0]
+    text = textwrap.fill(text, 84, max_lines=2, placeholder=" …")
+    note = _value(ax, text, x, y, line["color"], above=3, fontsize=9.5, ha="center")
+    box, frame = note.get_window_extent(), ax.get_window_extent()
+    outside = max(frame.x0 + 6 - box.x0, 0) - max(box.x1 + 6 - frame.x1, 0)  # pixels
+    note.xyann = (outside * 72 / ax.figure.dpi, note.xyann[1])
 
 
 @_styled

@@ -34,7 +34,7 @@ def loader(pairs: int = 4) -> dict:
     """The loader's speed over that of `psql \\copy`, all four tables.
 
     Both fill the same bare table in one transaction with the same options. The loader starts from the shipped files: it
-    expands them, makes the biographies and hashes every byte; psql is given plain files that were expanded beforehand.
+    expands them and hashes every byte; psql is given plain files that were expanded beforehand.
     """
     servers = lifecycle.up(("postgres",))
     database = f"workshop_bench_{secrets.token_hex(4)}"
