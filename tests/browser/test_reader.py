@@ -235,9 +235,9 @@ def test_a_reader_takes_lesson_02(lab, page):
         solution.scroll_into_view_if_needed()
         solution.locator(".jp-InputPlaceholder .jp-Placeholder-content").click()
         # The exercise and, now, its solution.
-        expect(notebook.locator(".jp-CodeCell .cm-content", has_text="def handle(number)")).to_have_count(2)
+        expect(notebook.locator(".jp-CodeCell .cm-content", has_text="def handle(engine, number)")).to_have_count(2)
 
-    take(page, "exercise", code_cell(notebook, "lesson.check("), 800)
+    take(page, "exercise", code_cell(notebook, "check_handle(handle)"), 800)
 
     with step(page, "no output of the run to be wider than its place"):
         assert_fits(notebook)
