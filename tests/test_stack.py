@@ -229,7 +229,13 @@ def test_replicas_stream_and_follow_a_primary_that_moved(own_state):
         taken.listen()
         moved = lifecycle.up(replicas=2)
     query(moved.postgres, "INSERT INTO seen VALUES (2) RETURNING n")
-    assert wait_for(moved.replicas[0], "SELECT max(n) FROM seen", until=2) == 2
+    assert [wait_for(replica, "SELECT max(n) FROM seen", until=2) for replica in moved.replicas] == [2, 2]
+
+    with postgres_server.replay_paused(moved.replicas[1:]):
+        query(moved.postgres, "INSERT INTO seen VALUES (3) RETURNING n")
+        assert wait_for(moved.replicas[0], "SELECT max(n) FROM seen", until=3) == 3
+        assert query(moved.replicas[1], "SELECT max(n) FROM seen") == 2
+    assert wait_for(moved.replicas[1], "SELECT max(n) FROM seen", until=3) == 3
 
     assert sorted(lifecycle.down()) == sorted([*NAMES, "replica1", "replica2"])
 

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -51,6 +53,29 @@ def connect_common(url: URL) -> psycopg.Connection:
         return connect(url, "postgres")
     except psycopg.OperationalError:
         return connect(url)
+
+
+@contextmanager
+def replay_paused(replicas: Sequence[URL]) -> Iterator[None]:
+    """A block during which the replicas receive the log and do not replay it; who else asks waits for its turn.
+
+    Raises psycopg.errors.InsufficientPrivilege for a role that may not pause the replay.
+    """
+    with ExitStack() as at_end:
+        for url in replicas:
+            replica = at_end.enter_context(connect(url))
+            replica.execute("SET lock_timeout = '60s'")
+            replica.execute("SELECT pg_advisory_lock(8)")  # freed with the connection
+            at_end.callback(replica.execute, "SELECT pg_wal_replay_resume()")
+            replica.execute("SELECT pg_wal_replay_pause()")
+            give_up = time.monotonic() + CONNECT_DEADLINE_S
+            while replica.execute("SELECT pg_get_wal_replay_pause_state()").fetchone() != ("paused",):
+                if time.monotonic() > give_up:
+                    raise WorkshopError(
+                        f"a replica has not paused its replay within {CONNECT_DEADLINE_S} s: run the cell again"
+                    )
+                time.sleep(0.01)
+        yield
 
 
 def _reason(error: psycopg.Error) -> str:
