@@ -14,7 +14,7 @@ INSTALL = $(RUN) pip install --quiet --disable-pip-version-check --require-hashe
 LOCK = $(RUN) uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate
 
-.PHONY: lab test test-browser screenshots chromium outputs book down clean bench newest lock
+.PHONY: lab test test-browser test-classroom classroom screenshots chromium outputs book down clean bench newest lock
 
 lab: $(READY)
 	@$(RUN) workshop lab $(ARGS)
@@ -31,6 +31,14 @@ test-browser: chromium $(READY) $(VENV)/ready-browser
 
 screenshots: chromium $(READY) $(VENV)/ready-browser
 	@CHROMIUM="$(CHROMIUM)" SCREENSHOTS=tests/browser/screenshots $(RUN) pytest tests/browser -k takes_lesson $(ARGS)
+
+# A JupyterHub for a class: `make classroom ARGS="--learners 12"`, `ARGS=--rehearse` the day before, `ARGS=--close` after.
+classroom: $(READY) $(VENV)/ready-classroom
+	@$(RUN) workshop classroom $(ARGS)
+
+# Learners try to reach one another, on the servers and in Chromium where there is one.
+test-classroom: $(READY) $(VENV)/ready-browser $(VENV)/ready-classroom
+	@CHROMIUM="$(CHROMIUM)" $(RUN) pytest tests/classroom --durations 5 $(ARGS)
 
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 chromium:
@@ -69,7 +77,7 @@ $(VENV)/ready: requirements.lock
 	@$(PY) -c 'import sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "workshop.pth").write_text("$(CURDIR)\n")'
 	@touch $@
 
-$(VENV)/ready-browser $(VENV)/ready-book: $(VENV)/ready-%: $(READY) requirements-%.lock
+$(VENV)/ready-browser $(VENV)/ready-book $(VENV)/ready-classroom: $(VENV)/ready-%: $(READY) requirements-%.lock
 	@mkdir -p $(@D)
 	@$(INSTALL) requirements-$*.lock
 	@touch $@
@@ -77,11 +85,11 @@ $(VENV)/ready-browser $(VENV)/ready-book: $(VENV)/ready-%: $(READY) requirements
 # The newest versions that pyproject.toml allows, in place of the lock: what the weekly run of CI tries.
 newest:
 	@$(PYTHON) -m venv $(VENV)
-	@$(RUN) pip install --quiet --disable-pip-version-check --editable ".[servers,test,browser]"
-	@touch $(VENV)/ready $(VENV)/ready-browser
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable ".[servers,test,browser,classroom]"
+	@touch $(VENV)/ready $(VENV)/ready-browser $(VENV)/ready-classroom
 
 lock: $(READY)
 	@$(RUN) pip install --quiet --disable-pip-version-check uv
 	@$(LOCK) --extra servers --extra test --output-file requirements.lock
-	@for extra in browser book; do \
+	@for extra in browser book classroom; do \
 	    $(LOCK) --extra servers --extra test --extra $$extra --constraint requirements.lock --output-file requirements-$$extra.lock || exit 1; done

@@ -69,9 +69,14 @@ def test_the_locks_pin_what_is_wanted():
     assert "playwright" in locked("requirements-browser.lock")
     assert locked("requirements-book.lock").items() >= pinned.items()
     assert "myst-nb" in locked("requirements-book.lock")
+    assert locked("requirements-classroom.lock").items() >= pinned.items()
+    assert "jupyterhub" in locked("requirements-classroom.lock")
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-browser.lock", "requirements-book.lock"])
+LOCKS = sorted(path.name for path in ROOT.glob("requirements*.lock"))
+
+
+@pytest.mark.parametrize("name", LOCKS)
 def test_each_locked_package_is_checked_and_comes_from_nowhere_in_particular(name):
     text = (ROOT / name).read_text()
     for entry in re.split(r"\n(?=\S)", text.strip()):

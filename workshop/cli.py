@@ -1,4 +1,4 @@
-"""The command line: python -m workshop up | status | down | reset | lab | report | doctor.
+"""The command line: python -m workshop up | status | down | reset | lab | report | progress | doctor | classroom.
 
 Exit codes: 0 done, 1 a service or the data failed, 2 wrong use.
 """
@@ -37,10 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     reset = commands.add_parser("reset", help="delete the servers' data that the workbook made, and seed anew")
     commands.add_parser("lab", help="open JupyterLab; its own options are passed on", add_help=False)
     report = commands.add_parser("report", help="the latest result of each comparison")
+    progress = commands.add_parser("progress", help="which exercises you have passed, and your gains")
+    commands.add_parser("classroom", help="a JupyterHub for a class; --close, --rehearse", add_help=False)
     doctor = commands.add_parser("doctor", help="whether this machine has what the workbook needs")
     for command in (up, reset):
         command.add_argument("--scale", type=_scale, help="size of the shop; 1 is 100,000 customers (default)")
-    for command in (status, report, doctor):
+    for command in (status, report, progress, doctor):
         command.add_argument("--json", action="store_true", help="print JSON")
     doctor.add_argument("--servers", action="store_true", help="the servers only")
     up.add_argument("--replicas", type=int, default=0, choices=range(4), help="streaming replicas to start, 0 to 3")
@@ -162,6 +164,32 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _progress(arguments: argparse.Namespace) -> int:
+    from workshop import passed, report, results
+    from workshop.state import state_dir
+
+    done = passed.best(results.read(state_dir() / passed.FILE))
+    records = results.latest(results.read(state_dir() / results.FILE))
+    if arguments.json:
+        gains = json.loads(report.as_json(records))
+        print(json.dumps({"passed": list(done.values()), "gains": gains}, indent=2, ensure_ascii=False))
+    else:
+        print(passed.table(done))
+        print()
+        print(report.table(records))
+    return 0
+
+
+def _classroom(arguments: argparse.Namespace) -> int:
+    try:
+        from workshop.classroom import command
+    except ModuleNotFoundError as error:
+        raise WorkshopError(
+            f"a class needs the package {error.name}: run `make classroom`, which installs it, in place of this"
+        ) from None
+    return command.main(arguments.jupyter)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from workshop import doctor
 
@@ -179,7 +207,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     parsed, others = parser.parse_known_args(arguments)
-    if others and parsed.command != "lab":
+    if others and parsed.command not in ("lab", "classroom"):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     parsed.jupyter = others
     run = {
@@ -189,6 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
         "reset": _reset,
         "lab": _lab,
         "report": _report,
+        "progress": _progress,
+        "classroom": _classroom,
         "doctor": _doctor,
     }[parsed.command]
     try:

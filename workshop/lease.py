@@ -25,13 +25,16 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from sqlalchemy import URL
 
+from workshop import learner
 from workshop.servers import mongo_server, redis_server
 from workshop.servers.postgres_server import connect_common
 from workshop.shop import DATABASE
 
 RENEW_S = 15.0
 HOLDS_S = 120  # without a sign of life, where connections cannot be seen
-LEASES = "workshop_leases"  # beside the shop, not in the sandbox: what is written there is not the lesson's
+_seat = learner.place()
+# Beside the shop, not in the sandbox: what is written there is not the lesson's.
+LEASES = _seat.leases if _seat else "workshop_leases"
 
 
 class Renewal:

@@ -17,7 +17,7 @@ import redis
 from psycopg import errors as pg
 from sqlalchemy import URL, NullPool, create_engine
 
-from workshop import exercise, figures, plan, results, sandbox
+from workshop import exercise, figures, passed, plan, results, sandbox
 from workshop.far import distances
 from workshop.far.servers import FarServers, pinging, round_trip
 from workshop.measure.compare import compare
@@ -31,6 +31,7 @@ from workshop.servers.service import Servers
 from workshop.shop import seed
 from workshop.state import WorkshopError, state_dir
 from workshop.table import Table, seconds
+from workshop.turns import turn
 
 UNAUTHORIZED = 13  # MongoDB's code
 _open: dict[str, Lesson] = {}  # this process's lessons: running the first cell again replaces the sandbox
@@ -142,7 +143,8 @@ class Lesson:
 
         `name` tells several comparisons of one lesson apart; running one again replaces it in the report.
         """
-        result = compare(before, after, lower_bound, name=name, **options)
+        with turn():
+            result = compare(before, after, lower_bound, name=name, **options)
         self._keep(result)
         return result
 
@@ -191,7 +193,8 @@ class Lesson:
 
         def measure_one(before, after, lower_bound, *, added_ms, round_trip_s, **options):
             at = f"{name}, at {added_ms:g} ms" if added_ms else f"{name}, on {nearest}"
-            result = compare(before, after, lower_bound, name=at, **options)
+            with turn():
+                result = compare(before, after, lower_bound, name=at, **options)
             self._keep(result, round_trip_s=round_trip_s, series=name, added_round_trip_ms=added_ms, nearest=nearest)
             return result
 
@@ -222,7 +225,10 @@ class Lesson:
     ) -> exercise.Verdict:
         """Judge a solution by its answer and by what the servers counted, see `exercise.check`."""
         options |= {"at_most": at_most, "at_least": at_least}
-        return exercise.check(candidate, expected, observer=self.observer, **options)
+        verdict = exercise.check(candidate, expected, observer=self.observer, **options)
+        if verdict:
+            passed.keep(self.name, verdict.reason)
+        return verdict
 
     @contextmanager
     def allowed(self, needs: str) -> Iterator[None]:
@@ -294,7 +300,6 @@ def open_lesson(
     if unknown or not servers:
         raise ValueError(f"servers are of {', '.join(NAMES)}, not {', '.join(unknown) or 'none'}")
     running = up(servers, replicas)
-    biographies = biographies or name.startswith("06")  # TEMPORARY until lesson 06 says it itself
     seed.ensure(running, biographies=biographies)
     if name in _open:
         _open.pop(name).close()

@@ -25,7 +25,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 from sqlalchemy import URL, make_url
 
-from workshop import lease
+from workshop import learner, lease
 from workshop.servers import mongo_server, redis_server
 from workshop.servers.postgres_server import connect, connect_common
 from workshop.servers.service import Servers
@@ -103,6 +103,7 @@ class Sandbox:
             with suppress(redis.RedisError):
                 lease.free_redis(self.redis_url, self.redis, self.redis_database)
         self.release()
+        learner.give_name(self.name)
 
 
 def redis_database_url(url: str, database: int | None) -> str:
@@ -139,12 +140,16 @@ def create(servers: Servers, label: str, wanted: Sequence[str], *, biographies: 
     What was left behind without a lease is dropped first. Raises WorkshopError when a copy cannot be had.
     """
     reap(servers, wanted)
-    sandbox = Sandbox(name=f"{PREFIX}{label}_{secrets.token_hex(4)}")
+    seat = learner.place()
+    name = learner.take_name(seat.sandboxes) if seat else f"{PREFIX}{label}_{secrets.token_hex(4)}"
+    sandbox = Sandbox(name=name)
     try:
         if "postgres" in wanted:
             sandbox.postgres_url = servers.postgres.render_as_string(hide_password=False)
             sandbox.hold(lease.PostgresLease(servers.postgres, sandbox.name))
-            _clone_postgres(servers.postgres, sandbox.name, WITH_BIOGRAPHIES if biographies else DATABASE)
+            template = WITH_BIOGRAPHIES if biographies else DATABASE
+            if not (seat and not biographies and _take_spare(servers.postgres, sandbox.name, seat.spare)):
+                _clone_postgres(servers.postgres, sandbox.name, f"{seat.templates if seat else ''}{template}")
         if "mongo" in wanted:
             sandbox.mongo_url = servers.mongo
             sandbox.hold(lease.MongoLease(servers.mongo, sandbox.name))
@@ -162,7 +167,8 @@ def create(servers: Servers, label: str, wanted: Sequence[str], *, biographies: 
 
 
 def _clone_postgres(admin: URL, name: str, template: str) -> None:
-    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+    # Nobody may come in before it is closed to all but its owner.
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY ALLOW_CONNECTIONS false")
     with connect(admin) as connection:
         give_up = time.monotonic() + COPY_DEADLINE_S
         while True:
@@ -177,8 +183,24 @@ def _clone_postgres(admin: URL, name: str, template: str) -> None:
                         "close the connections to it and run the cell again"
                     ) from None
                 time.sleep(0.5)
-        mark = sql.SQL("COMMENT ON DATABASE {} IS {}")
+        for step in (
+            "COMMENT ON DATABASE {} IS {}",
+            "REVOKE ALL ON DATABASE {} FROM PUBLIC",
+            "ALTER DATABASE {} ALLOW_CONNECTIONS true",
+        ):
+            connection.execute(sql.SQL(step).format(sql.Identifier(name), sql.Literal(json.dumps(MARK))))
+
+
+def _take_spare(admin: URL, name: str, spare: str) -> bool:
+    """Make the database `spare`, which the class prepared, the sandbox `name`; whether it was there."""
+    rename, mark = sql.SQL("ALTER DATABASE {} RENAME TO {}"), sql.SQL("COMMENT ON DATABASE {} IS {}")
+    with connect(admin) as connection:
+        try:
+            connection.execute(rename.format(sql.Identifier(spare), sql.Identifier(name)))
+        except psycopg.errors.InvalidCatalogName:
+            return False
         connection.execute(mark.format(sql.Identifier(name), sql.Literal(json.dumps(MARK))))
+        return True
 
 
 def _claim_redis(url: str) -> lease.RedisLease:

@@ -1,0 +1,176 @@
+"""A class from its start to its end, as a teacher and two learners meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from workshop.classroom import command
+from workshop.servers.process import free_port
+from workshop.state import CHECKOUT, is_root
+
+pytestmark = pytest.mark.timeout(300)
+START_S, OPEN_S = 120, 90
+PROGRAM = os.environ.get("CHROMIUM")
+
+
+def workshop(*options: str) -> list[str]:
+    return [sys.executable, "-m", "workshop", "classroom", *options]
+
+
+@contextmanager
+def running(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A class's process from when it has printed its address, and what it has printed."""
+    log = folder / "printed"
+    with open(log, "w", encoding="utf-8") as printed:
+        process = subprocess.Popen(workshop(*options), stdout=printed, stderr=printed, cwd=CHECKOUT)
+    try:
+        give_up = time.monotonic() + START_S
+        while "Ctrl-C" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < give_up, log.read_text()[-2000:]
+            time.sleep(0.2)
+        yield process, log.read_text()
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+def left(folder: Path) -> list[str]:
+    """Processes that work in the class's folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in process.cwd():
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            pass
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--ip", "192.168.1.5"], "passwords would cross the network in clear"),
+        (["--ip", "somewhere"], "is an address"),
+        (["--certificate", "x"], "come together"),
+        (["--learners", "0"], "a number from 1 to 200"),
+        (["--delete-homes"], "comes with --close"),
+    ],
+)
+def test_wrong_use(options, sentence):
+    done = subprocess.run(workshop(*options), capture_output=True, text=True, cwd=CHECKOUT, timeout=60)
+    assert done.returncode == 2 and sentence in done.stderr
+
+
+def test_a_class_is_rehearsed_killed_found_again_and_closed(own_state):
+    options = ("--learners", "2", "--scale", "0.02", "--port", str(free_port()))
+    folder = own_state / "class"
+    with running(own_state, *options) as (process, printed):
+        password = re.search(r"its password: +(\S+)", printed)[1]
+        assert ("files are kept apart" if is_root() else "are not kept apart") in printed
+        assert password in (folder / "handout.txt").read_text()
+        assert "<svg" in (folder / "handout.html").read_text() and (folder / "handout.html").stat().st_mode & 0o77 == 0
+        process.kill()
+        process.wait()
+    assert left(folder)  # its hub lives on, and is found
+    with running(own_state, *options) as (_, printed):
+        assert password in printed
+        if PROGRAM:
+            _in_chromium(printed, own_state)
+    closing = subprocess.run(workshop("--close"), capture_output=True, text=True, cwd=CHECKOUT, timeout=60)
+    assert closing.returncode == 0 and "notebooks stay" in closing.stdout, closing.stderr
+    assert not PROGRAM or (folder / "homes" / "ada" / "notebooks" / "00-start-here.ipynb").exists()
+    assert command.main(["--close", "--delete-homes"]) == 0
+    assert not folder.exists() and not left(folder)
+
+
+def _in_chromium(printed: str, state: Path) -> None:
+    address = re.search(r"The class: +(\S+)", printed)[1]
+    password = re.search(r"its password: +(\S+)", printed)[1]
+    teachers = re.search(r"you are: +teacher, password (\S+)", printed)[1]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=PROGRAM)
+        ada, bob = _visitor(browser), _visitor(browser)
+        _log_in(ada, address, "ada", password, "apples")
+        _log_in(bob, address, "bob", password, "pears")
+        for page in (ada, bob):
+            heading = page.locator(".jp-NotebookPanel h1").first
+            expect(heading).to_contain_text("00", timeout=OPEN_S * 1000)
+        _is_apart(bob, address, password)
+        _kept(state, "ada", "bob")
+
+        teacher = _visitor(browser)
+        teacher.goto(f"{address}services/class/")
+        _fill_in(teacher, "teacher", teachers, "")
+        expect(teacher.locator("h1")).to_have_text("The class")
+        for name in ("ada", "bob"):
+            expect(teacher.locator("tr", has_text=name)).to_be_visible()
+        expect(teacher.locator("tr", has_text="ada").locator("td").nth(1)).to_have_text("1")
+        expect(teacher.locator("tr", has_text="bob")).to_contain_text("own")
+        teacher.get_by_role("link", name="x vs. y").click()
+        expect(teacher.locator("img")).to_be_visible()
+        teacher.on("dialog", lambda dialog: dialog.accept())
+        teacher.locator("tr", has_text="bob").get_by_role("button").click()
+        expect(teacher.locator("b").first).to_have_text("bob is reset", timeout=60_000)
+        assert not (state / "class" / "homes" / "bob").exists()
+        browser.close()
+
+
+def _visitor(browser: Browser) -> Page:
+    page = browser.new_context().new_page()
+    page.set_default_timeout(30_000)
+    return page
+
+
+def _fill_in(page: Page, name: str, password: str, word: str) -> None:
+    page.fill("#username_input", name)
+    page.fill("#password_input", password)
+    page.fill("#otp_input", word)
+    page.click("#login_submit")
+
+
+def _log_in(page: Page, address: str, name: str, password: str, word: str) -> None:
+    page.goto(address)
+    _fill_in(page, name, password, word)
+    page.wait_for_url("**/user/**", timeout=OPEN_S * 1000)
+
+
+def _is_apart(bob: Page, address: str, password: str) -> None:
+    """bob, logged in, does not come to ada's server, files, kernels or progress, nor in under her name."""
+    for path in ("user/ada/lab", "user/ada/api/contents", "user/ada/api/kernels", "services/class/"):
+        answer = bob.request.get(f"{address}{path}")
+        assert answer.status in (403, 404), f"{path}: {answer.status}"
+    stranger = _visitor(bob.context.browser)
+    stranger.goto(address)
+    _fill_in(stranger, "ada", password, "pears")
+    expect(stranger.locator(".login_error")).to_contain_text("another word")
+
+
+def _kept(state: Path, *names: str) -> None:
+    """As if each had passed an exercise and measured; one of them with markup in it."""
+    for name in names:
+        folder = state / "class" / "homes" / name / ".workshop"
+        folder.mkdir(exist_ok=True)
+        passed = {"lesson": "00-start-here", "exercise": "totals", "by": "own", "seen": "<script>"}
+        gain = {
+            "lesson": "00-start-here",
+            "name": "x vs. y",
+            "ratio": 9.0,
+            "interval": [8.0, 10.0],
+            "verdict": "faster",
+        }
+        (folder / "passed.jsonl").write_text(json.dumps(passed) + "\n[1, 2\n3\n")
+        (folder / "results.jsonl").write_text(json.dumps(gain) + "\n" + json.dumps({**gain, "ratio": "<b>"}) + "\n")

@@ -1,0 +1,257 @@
+"""python -m workshop classroom: start a class, close it, or rehearse it."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import threading
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from workshop.classroom import accounts, apart, roll
+from workshop.servers import lifecycle
+from workshop.servers.process import ServerProcess, free_port
+from workshop.shop import seed
+from workshop.state import CHECKOUT, WorkshopError, alone, is_root, lock, write_private
+
+PORT = 8000
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Read the command line and run it; exits with 2 on wrong use."""
+    parser = argparse.ArgumentParser(prog="python -m workshop classroom", description="A JupyterHub for a class.")
+    _add_options(parser)
+    given = parser.parse_args(arguments)
+    if wrong := wrong_use(given):
+        parser.error(wrong)
+    return run(given)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--learners", type=_learners, metavar="N", help="places to prepare, 1 to 200 (default: 30)")
+    parser.add_argument("--ip", default="127.0.0.1", metavar="A", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"port, another one where it is taken (default: {PORT})")
+    parser.add_argument("--certificate", type=Path, metavar="F", help="TLS certificate, with --key")
+    parser.add_argument("--key", type=Path, metavar="F", help="the certificate's key")
+    parser.add_argument("--behind-proxy", action="store_true", help="a proxy in front of it does TLS")
+    parser.add_argument("--spawner", choices=("local", "docker"), default="local", help="processes or containers")
+    parser.add_argument("--scale", type=float, help="size of the shop, where it is not there yet (default: 1)")
+    parser.add_argument("--close", action="store_true", help="remove the class's accounts and databases")
+    parser.add_argument("--delete-homes", action="store_true", help="with --close: learners' notebooks too")
+    parser.add_argument("--rehearse", action="store_true", help="scripted learners take a lesson; exit 0 if all passed")
+    parser.add_argument("--lesson", default="00-start-here", metavar="NAME", help="the lesson of the rehearsal")
+
+
+def _learners(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 200:
+        raise argparse.ArgumentTypeError(f"a number from 1 to 200 is expected, {text!r} was found")
+    return int(text)
+
+
+def wrong_use(given: argparse.Namespace) -> str:
+    """What is wrong with the options, in one sentence; "" where nothing is."""
+    try:
+        loopback = given.ip == "localhost" or ipaddress.ip_address(given.ip).is_loopback
+    except ValueError:
+        return f"--ip is an address as 192.168.1.5, {given.ip!r} was found"
+    if bool(given.certificate) != bool(given.key):
+        return "--certificate and --key come together"
+    for file in filter(None, (given.certificate, given.key)):
+        if not file.is_file():
+            return f"{file} is not a file"
+    if not loopback and not given.certificate and not given.behind_proxy:
+        return (
+            f"passwords would cross the network in clear on {given.ip}: add --certificate and --key, or --behind-proxy "
+            "where a proxy in front does TLS"
+        )
+    if given.delete_homes and not given.close:
+        return "--delete-homes comes with --close"
+    return ""
+
+
+def run(given: argparse.Namespace) -> int:
+    """Start the class and stay until Ctrl-C, or close it, or rehearse; the exit code."""
+    if given.close:
+        return _close("class", given.delete_homes)
+    if given.rehearse:
+        try:
+            return _hold("rehearsal", given)
+        finally:
+            _close("rehearsal", True)
+    return _hold("class", given)
+
+
+def _hold(kind: str, given: argparse.Namespace) -> int:
+    from workshop.classroom import handout, rehearsal
+
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopping.set())
+    klass = roll.opened(kind, given.learners)
+    hub = _Hub(klass)
+    if is_root() and given.spawner == "local":
+        apart.check(klass.uid(0))
+    try:
+        hub.stop()  # of a class that was killed
+        servers = lifecycle.up()
+        seed.ensure(servers, given.scale, biographies=True)
+        with lock(f"{kind}/prepare.lock"):
+            accounts.prepare(klass, servers)
+        if stopping.is_set():
+            return 130
+        address = hub.start(given)
+        if kind == "rehearsal":
+            return rehearsal.run(klass, address, given.lesson)
+        page = handout.write(klass.folder, address, klass.password)
+        print(f"\nThe class:            {address}\nits password:         {klass.password}")
+        print(f"you are:              {roll.TEACHER}, password {klass.teacher_password}")
+        print(f"who passed what:      {address}services/class/")
+        print(f"to hand out:          {page} and {page.with_suffix('.txt').name}")
+        print(_apart_in_words(given.spawner))
+        print("Ctrl-C stops it; notebooks, accounts and passwords stay until --close.", flush=True)
+        while not stopping.wait(1.0):
+            if not hub.process.running():
+                raise WorkshopError(f"JupyterHub has ended, its last words were: {hub.process.last_words()!r}")
+        return 0
+    finally:
+        hub.stop()
+        _stop_servers()
+
+
+def _apart_in_words(spawner: str) -> str:
+    if spawner == "docker":
+        return "Each learner has a container of her own."
+    if is_root():
+        return f"Each learner has a user id of her own: files are kept apart. Limits: {apart.NOT_LIMITED}."
+    return (
+        "All learners' processes are yours, so their files, and the passwords in them, are not kept apart: "
+        "start the class as root, or with --spawner docker, where they must be."
+    )
+
+
+def _stop_servers() -> None:
+    if not lifecycle.kept():
+        try:
+            with alone():
+                lifecycle.down()
+        except WorkshopError:
+            pass  # somebody's lesson outside of the class uses them
+
+
+class _Hub:
+    """The JupyterHub of a class, with its proxy, page and learners' servers."""
+
+    def __init__(self, klass: roll.Roll) -> None:
+        self.klass = klass
+        self.folder = klass.folder / "hub"
+        self.process = ServerProcess("JupyterHub", self.folder)
+
+    def start(self, given: argparse.Namespace) -> str:
+        """Start it; the address that learners open, with a slash at its end."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        port = _port(given.ip, given.port)
+        ports = {f"{name}_port": free_port() for name in ("hub", "api", "page")}
+        settings = {"ip": given.ip, "port": port, **ports, "spawner": given.spawner, "turns": os.cpu_count() or 1}
+        settings |= {name: str(getattr(given, name).resolve()) if getattr(given, name) else None for name in TLS}
+        write_private(self.folder / "settings.json", json.dumps(settings))
+        os.environ["WORKSHOP_CLASS_KIND"] = self.klass.kind
+        # The hub's own state follows the class, whatever folder it works in.
+        os.environ["WORKSHOP_STATE"] = str(self.klass.folder.parent)
+        config = CHECKOUT / "workshop" / "classroom" / "hub_config.py"
+        command = [sys.executable, "-m", "jupyterhub", "--config", config]
+        everywhere = given.ip in ("0.0.0.0", "::")
+        scheme = "https" if given.certificate else "http"
+        near = f"{scheme}://{_host({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(given.ip, given.ip))}:{port}/"
+        self.process.start(command, port, lambda: _answers(f"{near}hub/login"), source="wheel")
+        return f"{scheme}://{socket.getfqdn() if everywhere else _host(given.ip)}:{port}/"
+
+    def stop(self) -> None:
+        """Stop it and whatever of the class's processes is left, also after it was killed."""
+        self.process.stop(signal.SIGTERM, 60.0)
+        left = [process for process in psutil.process_iter() if self._belongs(process)]
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in left:
+                try:
+                    process.send_signal(number)
+                except psutil.NoSuchProcess:
+                    pass
+            _, left = psutil.wait_procs(left, timeout=15)
+
+    def _belongs(self, process: psutil.Process) -> bool:
+        """Whether it works in the class's folder, or, as root, has a learner's user id."""
+        try:
+            if is_root() and process.uids().real in {self.klass.uid(seat) for seat in self.klass.seats}:
+                return True
+            folder = Path(process.cwd())
+            return process.pid != os.getpid() and self.klass.folder in (folder, *folder.parents)
+        except psutil.Error:
+            return False
+
+
+TLS = ("certificate", "key")
+
+
+def _port(ip: str, wanted: int) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ip, wanted))
+            return wanted
+        except OSError as error:
+            if wanted != PORT:
+                raise WorkshopError(f"nothing can listen on {ip}:{wanted} ({error.strerror}): choose another") from None
+        try:
+            probe.bind((ip, 0))
+            return probe.getsockname()[1]
+        except OSError as error:
+            raise WorkshopError(
+                f"nothing can listen on {ip} ({error.strerror}): give an address of this machine"
+            ) from None
+
+
+def _host(ip: str) -> str:
+    """An address as it stands in a URL."""
+    return f"[{ip}]" if ":" in ip else ip
+
+
+def _answers(url: str) -> bool:
+    # The certificate's name is another one, or its own: this asks only whether somebody is there.
+    anybody = ssl._create_unverified_context() if url.startswith("https:") else None
+    try:
+        urllib.request.urlopen(url, timeout=5, context=anybody).close()
+        return True
+    except OSError:
+        return False
+
+
+def _close(kind: str, delete_homes: bool) -> int:
+    """Remove what the class made on the servers, and its folder save the homes, which `delete_homes` takes too."""
+    klass = roll.found(kind)
+    if klass is None:
+        print("no class is there to close")
+        return 0
+    _Hub(klass).stop()
+    try:
+        accounts.remove(klass, lifecycle.up(("postgres", "mongo")))
+    finally:
+        _stop_servers()
+    if delete_homes:
+        shutil.rmtree(klass.folder)
+    else:
+        shutil.rmtree(klass.folder / "hub", ignore_errors=True)
+        for sheet in klass.folder.glob("handout.*"):
+            sheet.unlink()
+    if kind == "class":
+        kept = "" if delete_homes else f"; the notebooks stay in {klass.folder / 'homes'}, and names keep their places"
+        print(f"the class is closed{kept}")
+    return 0

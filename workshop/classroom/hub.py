@@ -1,0 +1,172 @@
+"""What JupyterHub needs to know of a class: who may come in, and how a learner's server starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from dockerspawner import DockerSpawner
+from jupyterhub.authenticators.shared import SharedPasswordAuthenticator
+from jupyterhub.spawner import SimpleLocalProcessSpawner
+from jupyterhub.utils import random_port
+from tornado.web import HTTPError
+
+from workshop import learner
+from workshop.classroom import accounts, roll, seat
+from workshop.lab import SETTINGS
+from workshop.servers import lifecycle
+from workshop.servers.service import Servers
+from workshop.state import WorkshopError, state_dir
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+PROMPT = "A word of your own (you choose it now, and give it again the next time):"
+IDLE_S = 3600  # a kernel whose page is closed ends after this, and its sandbox with it
+
+
+class ClassAuthenticator(SharedPasswordAuthenticator):
+    """The class's password, a name, and a word of the learner's own, so that nobody comes in under another's name."""
+
+    roll: roll.Roll
+
+    async def authenticate(self, handler: Any, data: dict[str, str]) -> dict | None:
+        known = await super().authenticate(handler, data)
+        if known is None:
+            return None
+        name, word = known["name"], data.get("otp", "")
+        if known.get("admin"):
+            word = self.roll.derived("teacher")
+        elif not NAME.fullmatch(name):
+            raise HTTPError(403, f"a name is letters, digits and '-', as ada or ada-2, not {name!r}")
+        elif len(word) < 4:
+            raise HTTPError(403, "your own word needs four letters at least")
+        try:
+            taken = self.roll.seat_of(name, word)
+        except WorkshopError as error:
+            raise HTTPError(403, str(error)) from None
+        if taken is None:
+            raise HTTPError(403, f"{name} has another word: choose another name, or ask your teacher for a reset")
+        return known
+
+
+class _Seated:
+    """What both spawners tell a learner's server."""
+
+    roll: roll.Roll
+    servers: Servers
+    turns: int
+
+    def told(self) -> dict[str, str]:
+        number = self.roll.seated()[self.user.name]["seat"]
+        place = self.roll.place(number, self.turns)
+        uid = self.roll.uid(number)
+        return {
+            **accounts.urls(self.roll, self.servers, number),
+            learner.VARIABLE: place.as_variable(),
+            **({seat.UID: str(uid)} if uid is not None else {}),
+        }
+
+
+class LocalSeat(_Seated, SimpleLocalProcessSpawner):
+    """A process on this machine."""
+
+    def _default_home_dir(self) -> str:
+        return str(self.roll.home(self.user.name))
+
+    def make_preexec_fn(self, name: str) -> None:
+        return None  # the seat itself gives up root, in a process that has no threads
+
+    def user_env(self, env: dict[str, str]) -> dict[str, str]:
+        home = str(self.roll.home(self.user.name))
+        own = {"USER": self.user.name, "HOME": home, "SHELL": "/bin/bash", "WORKSHOP_STATE": f"{home}/.workshop"}
+        return {**env, **own, **self.told()}
+
+
+class DockerSeat(_Seated, DockerSpawner):
+    """A container on this machine, which shares its network: the class's servers listen on loopback only."""
+
+    def get_env(self) -> dict[str, str]:
+        told = self.told()
+        told.pop(seat.UID, None)  # the container's own user is nobody else's
+        return {**super().get_env(), **told}
+
+    async def start(self) -> Any:
+        self.port = random_port()  # the network is shared, so each needs another
+        await super().start()
+        return "127.0.0.1", self.port
+
+
+def configure(c: Any, kind: str) -> None:
+    """Fill JupyterHub's configuration `c` from what `command.py` wrote into the class's folder."""
+    klass = roll.found(kind)
+    given = json.loads((klass.folder / "hub" / "settings.json").read_text(encoding="utf-8"))
+    services, _ = lifecycle.find()
+    servers = Servers({name: service for name, service in services.items() if service})
+    folder = klass.folder / "hub"
+
+    c.JupyterHub.bind_url = f"{'https' if given['certificate'] else 'http'}://{given['ip']}:{given['port']}"
+    c.JupyterHub.ssl_cert, c.JupyterHub.ssl_key = given["certificate"] or "", given["key"] or ""
+    c.JupyterHub.hub_port = given["hub_port"]
+    c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{given['api_port']}"
+    c.ConfigurableHTTPProxy.command = [
+        *(sys.executable, "-c", "from configurable_http_proxy.cli import main; main()"),
+    ]
+    c.ConfigurableHTTPProxy.pid_file = str(folder / "proxy.pid")
+    c.JupyterHub.db_url = f"sqlite:///{folder / 'hub.sqlite'}"
+    c.JupyterHub.cookie_secret_file = str(folder / "cookie-secret")
+    c.JupyterHub.log_level = "WARN"
+    c.JupyterHub.cleanup_servers = True
+
+    c.JupyterHub.authenticator_class = ClassAuthenticator
+    ClassAuthenticator.roll = klass
+    c.ClassAuthenticator.user_password = klass.password
+    c.ClassAuthenticator.admin_password = klass.teacher_password
+    c.ClassAuthenticator.admin_users = {roll.TEACHER}
+    c.ClassAuthenticator.allow_all = True  # with the class's password
+    c.ClassAuthenticator.request_otp = True
+    c.ClassAuthenticator.otp_prompt = PROMPT
+
+    _Seated.roll, _Seated.servers, _Seated.turns = klass, servers, given["turns"]
+    c.JupyterHub.spawner_class = DockerSeat if given["spawner"] == "docker" else LocalSeat
+    # Thirty start at the same moment, and two cores take a minute for that.
+    c.JupyterHub.concurrent_spawn_limit = 0
+    c.JupyterHub.active_server_limit = klass.learners + 1
+    c.Spawner.start_timeout = c.Spawner.http_timeout = 300
+    c.Spawner.notebook_dir = "~/notebooks"
+    c.Spawner.default_url = "/lab/tree/00-start-here.ipynb"
+    c.Spawner.args = [
+        "--log-level=ERROR",
+        f"--MappingKernelManager.cull_idle_timeout={IDLE_S}",
+        *(() if given["spawner"] == "docker" else (f"--LabApp.app_settings_dir={SETTINGS}",)),
+    ]
+    c.LocalSeat.cmd = [sys.executable, "-m", "workshop.classroom.seat"]
+    if given["spawner"] == "docker":
+        _containers(c, klass)
+
+    c.JupyterHub.services = [
+        {
+            "name": "class",
+            "url": f"http://127.0.0.1:{given['page_port']}",
+            "command": [sys.executable, "-m", "workshop.classroom.page"],
+            "environment": {"WORKSHOP_STATE": str(state_dir()), "WORKSHOP_CLASS_KIND": kind},
+            "oauth_no_confirm": True,
+        }
+    ]
+    c.JupyterHub.load_roles = [
+        {"name": "page", "services": ["class"], "scopes": ["list:users", "delete:users", "delete:servers"]}
+    ]
+
+
+def _containers(c: Any, klass: roll.Roll) -> None:
+    """One container a learner, from the lab's image, with limits, and her home in a folder of the class's."""
+    c.DockerSeat.image = os.environ.get("WORKSHOP_LAB_IMAGE", "data-access-workshop-lab")
+    c.DockerSeat.cmd = ["python", "-m", "workshop.classroom.seat"]
+    c.DockerSeat.network_name = "host"
+    c.DockerSeat.extra_host_config = {"network_mode": "host"}
+    c.DockerSeat.remove = True
+    c.DockerSeat.mem_limit, c.DockerSeat.cpu_limit = "2G", 2
+    c.DockerSeat.volumes = {str(Path(klass.folder, "homes", "{username}")): "/home/learner"}
+    c.DockerSeat.environment = {"HOME": "/home/learner", "WORKSHOP_STATE": "/home/learner/.workshop"}
