@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 import nbformat
+import slides
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -28,8 +29,10 @@ def store(path: Path) -> None:
     for cell in notebook.cells:
         in_core = in_core and not cell.source.startswith("## Going further")
         timing = cell.metadata.pop("execution", None)
+        cell.metadata.pop("lines_to_next_cell", None)  # an editor's own
         if timing and in_core:
             core_s += _seconds(timing["shell.execute_reply"]) - _seconds(timing["iopub.execute_input"])
+    slides.mark(notebook.cells)
     notebook.metadata = {
         "kernelspec": KERNEL,
         "language_info": {"name": "python"},

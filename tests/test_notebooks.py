@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import slides
 from packaging.requirements import Requirement
 
 from workshop import colab
@@ -268,3 +269,11 @@ def test_a_reader_finds_the_lessons_before_and_after(path):
     links = re.findall(r"\]\((\d\d-[\w-]+\.ipynb)\)", source(cells(path, "markdown")[0]).split("\n\n")[1])
     at = LESSONS.index(path)
     assert links == [lesson.name for lesson in LESSONS[max(0, at - 1) : at + 2] if lesson != path]
+
+
+@each_lesson
+def test_its_slides_are_marked_as_its_cells_are_now(path):
+    content = json.loads(path.read_text())["cells"]
+    stored = [cell["metadata"].get("slideshow") for cell in content]
+    slides.mark(content)
+    assert [cell["metadata"]["slideshow"] for cell in content] == stored

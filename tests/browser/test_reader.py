@@ -252,3 +252,23 @@ def test_nothing_is_wider_than_its_place(lab, page, name):
     with step(page, f"{name}, with its stored outputs and its solutions opened, to fit a window of 1280 px"):
         page.goto(lab.replace("00-start-here.ipynb", name) + "&reset")
         assert_fits(whole(page, name))
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_no_slide_overflows(lab, page, name):
+    """The live slides of jupyterlab-rise, with the stored outputs, on a screen of 1280 by 720."""
+    page.set_viewport_size({"width": 1280, "height": 720})
+    with step(page, f"{name} to open as slides"):
+        page.goto(lab.replace("/lab/tree/notebooks/00-start-here.ipynb", f"/rise/notebooks/{name}"))
+        expect(page.locator(".reveal.ready")).to_be_attached(timeout=OPEN_S * 1000)
+        page.wait_for_function("document.querySelectorAll('.reveal section.present .jp-Cell').length > 0")
+    tall, seen, last = [], 0, ""
+    while page.url != last and seen < 99:
+        last, seen = page.url, seen + 1
+        height = page.evaluate("[...document.querySelectorAll('.reveal section.present')].at(-1).scrollHeight")
+        if height > 720:
+            tall.append(f"slide {last.partition('#')[2]} is {height} pixels high")
+        page.keyboard.press("Space")
+        page.wait_for_timeout(150)
+    assert seen > 10, f"expected more than ten slides, found {seen}"
+    assert not tall, "; ".join(tall)
