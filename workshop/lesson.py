@@ -25,6 +25,7 @@ from workshop.measure.result import Comparison
 from workshop.observe.observation import Observation
 from workshop.observe.observer import Observer
 from workshop.servers import mongo_server, redis_server
+from workshop.servers.extra import ExtraServers
 from workshop.servers.lifecycle import NAMES, up
 from workshop.servers.postgres_server import connect, dsn
 from workshop.servers.service import Servers
@@ -59,6 +60,16 @@ class Lesson:
         with pinging(self, self.wanted[0]) as ping:
             self.round_trip_s = round_trip(ping)
         self.data = seed.status(*(servers.services.get(copied) for copied in ("postgres", "mongo")))
+        self._extra: list[ExtraServers] = []
+
+    def start_extra(self, *, postgres: int = 0, redis: int = 0) -> ExtraServers:
+        """So many PostgreSQL servers, and a Redis Cluster of so many nodes, for this lesson: they stop when it ends.
+
+        They are started here, also where the lesson's own servers are somebody's by URL. See `servers.extra`.
+        """
+        started = ExtraServers(postgres, redis)
+        self._extra.append(started)
+        return started
 
     def _need(self, server: str) -> None:
         if server not in self.wanted:
@@ -221,11 +232,16 @@ class Lesson:
         expected,
         at_most: Mapping[str, int],
         at_least: Mapping[str, int] | None = None,
+        *,
+        observer: Observer | None = None,
         **options,
     ) -> exercise.Verdict:
-        """Judge a solution by its answer and by what the servers counted, see `exercise.check`."""
+        """Judge a solution by its answer and by what the servers counted, see `exercise.check`.
+
+        `observer` watches other servers than the lesson's own.
+        """
         options |= {"at_most": at_most, "at_least": at_least}
-        verdict = exercise.check(candidate, expected, observer=self.observer, **options)
+        verdict = exercise.check(candidate, expected, observer=observer or self.observer, **options)
         if verdict:
             passed.keep(self.name, verdict.reason)
         return verdict
@@ -254,6 +270,8 @@ class Lesson:
 
     def close(self) -> None:
         """Give the sandbox back now, instead of at the kernel's end."""
+        while self._extra:
+            self._extra.pop().close()
         self.observer.close()
         for client in (self._mongo, self._redis):
             if client is not None:
