@@ -88,7 +88,10 @@ def made(servers: Servers) -> dict[str, set[str]]:
             "users": {user["user"] for user in client.admin.command("usersInfo")["users"]},
             "user roles": {role["role"] for role in client.admin.command("rolesInfo")["roles"]},
             "documents": {
-                f"{name}.{c}" for name in client.list_database_names() for c in client[name].list_collection_names()
+                f"{name}.{kept}"
+                for name in client.list_database_names()
+                for kept in client[name].list_collection_names()
+                if not kept.startswith("system.")  # MongoDB's own, made with the first role and never removed
             },
         }
 

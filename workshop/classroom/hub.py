@@ -111,9 +111,8 @@ def configure(c: Any, kind: str) -> None:
     c.JupyterHub.ssl_cert, c.JupyterHub.ssl_key = given["certificate"] or "", given["key"] or ""
     c.JupyterHub.hub_port = given["hub_port"]
     c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{given['api_port']}"
-    c.ConfigurableHTTPProxy.command = [
-        *(sys.executable, "-c", "from configurable_http_proxy.cli import main; main()"),
-    ]
+    c.ConfigurableHTTPProxy.command = [sys.executable, "-m", "workshop.classroom.proxy"]
+    c.JupyterHub.template_paths = [str(Path(__file__).parent / "templates")]
     c.ConfigurableHTTPProxy.pid_file = str(folder / "proxy.pid")
     c.JupyterHub.db_url = f"sqlite:///{folder / 'hub.sqlite'}"
     c.JupyterHub.cookie_secret_file = str(folder / "cookie-secret")

@@ -112,7 +112,7 @@ class Page(HubOAuthenticated, RequestHandler):
         known = sorted(pair for pair in known if gains(people, pair))
         chosen = (self.get_argument("lesson", ""), self.get_argument("name", ""))
         drawn = gains(people, chosen)
-        template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+        template = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
         self.finish(
             template.get_template("page.html.jinja").render(
                 base=BASE,
