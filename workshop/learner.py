@@ -16,6 +16,7 @@ from typing import IO
 from workshop.state import WorkshopError, state_dir
 
 VARIABLE = "WORKSHOP_CLASS"
+READY = "ready"  # the document beside a learner's leases that names the sandbox whose documents are there already
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,16 @@ def place() -> Place | None:
 _taken: dict[str, IO[str]] = {}  # open as long as this process lives
 
 
-def take_name(names: tuple[str, ...]) -> str:
+def take_name(names: tuple[str, ...], first: str | None = None) -> str:
     """The one of `names` that nobody has and that was taken the longest ago, until `give_name` or this process ends.
 
+    `first` comes before those where nobody has it.
     Raises WorkshopError when all are taken.
     """
     folder = state_dir() / "sandboxes"
     folder.mkdir(mode=0o700, exist_ok=True)
     given = {path.name: path.stat().st_mtime for path in folder.iterdir()}
-    for path in (folder / name for name in sorted(names, key=lambda name: given.get(name, 0.0))):
+    for path in (folder / name for name in sorted(names, key=lambda name: (name != first, given.get(name, 0.0)))):
         file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         with suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

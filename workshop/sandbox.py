@@ -141,7 +141,8 @@ def create(servers: Servers, label: str, wanted: Sequence[str], *, biographies: 
     """
     reap(servers, wanted)
     seat = learner.place()
-    name = learner.take_name(seat.sandboxes) if seat else f"{PREFIX}{label}_{secrets.token_hex(4)}"
+    ready = _ready_documents(servers.mongo) if seat and "mongo" in wanted else None
+    name = learner.take_name(seat.sandboxes, ready) if seat else f"{PREFIX}{label}_{secrets.token_hex(4)}"
     sandbox = Sandbox(name=name)
     try:
         if "postgres" in wanted:
@@ -154,7 +155,9 @@ def create(servers: Servers, label: str, wanted: Sequence[str], *, biographies: 
             sandbox.mongo_url = servers.mongo
             sandbox.hold(lease.MongoLease(servers.mongo, sandbox.name))
             with mongo_server.connect(servers.mongo) as client:
-                client[DATABASE].profiles.aggregate([{"$out": {"db": sandbox.name, "coll": "profiles"}}])
+                this = {"_id": learner.READY, "name": name}
+                if not (ready and client[DATABASE][lease.LEASES].delete_one(this).deleted_count):
+                    client[DATABASE].profiles.aggregate([{"$out": {"db": sandbox.name, "coll": "profiles"}}])
         if "redis" in wanted:
             sandbox.redis_url = servers.redis
             claimed = _claim_redis(servers.redis)
@@ -201,6 +204,12 @@ def _take_spare(admin: URL, name: str, spare: str) -> bool:
             return False
         connection.execute(mark.format(sql.Identifier(name), sql.Literal(json.dumps(MARK))))
         return True
+
+
+def _ready_documents(url: str) -> str | None:
+    """The learner's MongoDB database that the class has filled and no lesson has taken yet."""
+    with mongo_server.connect(url) as client:
+        return (client[DATABASE][lease.LEASES].find_one({"_id": learner.READY}) or {}).get("name")
 
 
 def _claim_redis(url: str) -> lease.RedisLease:

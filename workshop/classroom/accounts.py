@@ -17,6 +17,7 @@ from pymongo import MongoClient
 from sqlalchemy import URL, make_url
 
 from workshop.classroom.roll import Roll
+from workshop.learner import READY
 from workshop.progress import bar
 from workshop.servers import mongo_server
 from workshop.servers.postgres_server import connect
@@ -38,13 +39,15 @@ def prepare(roll: Roll, servers: Servers) -> None:
         _group(connection, roll)
         for shop in (DATABASE, WITH_BIOGRAPHIES):
             if _template(servers.postgres, connection, roll, shop) and shop == DATABASE:
-                for seat in roll.seats:
-                    _drop_database(connection, roll.place(seat, 0).spare)  # of the shop as it was
+                for seat in roll.seats:  # what is ready is of the shop as it was
+                    _drop_database(connection, roll.place(seat, 0).spare)
+                    _drop_ready(client, roll, seat)
         with bar("preparing places", len(roll.seats), " places") as shown:
             for seat in roll.seats:
                 _role(connection, roll, seat)
                 _user(client, roll, seat)
                 spare(connection, roll, seat)
+                _ready_documents(client, roll, seat)
                 shown.update()
 
 
@@ -146,6 +149,24 @@ def _user(client: MongoClient, roll: Roll, seat: int) -> None:
     client.admin.command("updateUser" if made else "createUser", name, **login)
 
 
+def _ready_documents(client: MongoClient, roll: Roll, seat: int) -> None:
+    """The documents of the seat's next lesson, under a name that no lesson of hers has; nothing where they are there.
+
+    Thirty copies at once take MongoDB minutes, one after the other a second each.
+    """
+    place, leases = roll.place(seat, 0), client[DATABASE][roll.place(seat, 0).leases]
+    there = client.list_database_names()
+    name = next((name for name in place.sandboxes if name not in there), None)
+    if name and not leases.find_one({"_id": READY}):
+        client[DATABASE][PROFILES].aggregate([{"$out": {"db": name, "coll": PROFILES}}])
+        leases.insert_one({"_id": READY, "name": name})
+
+
+def _drop_ready(client: MongoClient, roll: Roll, seat: int) -> None:
+    if found := client[DATABASE][roll.place(seat, 0).leases].find_one_and_delete({"_id": READY}):
+        client.drop_database(found["name"])
+
+
 def urls(roll: Roll, servers: Servers, seat: int) -> dict[str, str]:
     """The environment by which the seat's workbook finds its servers; empty ones are started by the learner's own.
 
@@ -168,6 +189,7 @@ def reset(roll: Roll, servers: Servers, seat: int) -> None:
         _drop_databases_of(connection, roll.account(seat))
         _drop_documents(client, roll, seat)
         spare(connection, roll, seat)
+        _ready_documents(client, roll, seat)
 
 
 def remove(roll: Roll, servers: Servers) -> None:
