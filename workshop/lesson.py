@@ -35,6 +35,11 @@ from workshop.table import Table, seconds
 from workshop.turns import turn
 
 UNAUTHORIZED = 13  # MongoDB's code
+# A missing right; a table or setting that is not there; an extension that is not installed, or not loaded at the start.
+REFUSED = (
+    *(pg.InsufficientPrivilege, pg.UndefinedTable, pg.UndefinedObject),
+    *(pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState),
+)
 _open: dict[str, Lesson] = {}  # this process's lessons: running the first cell again replaces the sandbox
 
 
@@ -255,7 +260,7 @@ class Lesson:
         """
         try:
             yield
-        except (pg.InsufficientPrivilege, pg.UndefinedTable, pg.UndefinedObject) as error:
+        except REFUSED as error:
             print(f"Left out here: {error.diag.message_primary}. An administrator would run: {needs}")
         except pymongo.errors.OperationFailure as error:
             if error.code != UNAUTHORIZED:
