@@ -49,7 +49,9 @@ def build(target: Path) -> int:
             cell.metadata["tags"] = [*tags, *(AS_TAGGED[tag] for tag in tags if tag in AS_TAGGED)]
         nbformat.write(notebook, source / path.name)
     index = (CHECKOUT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    shutil.copy(CHECKOUT / "notebooks" / "TEACHING.md", source)
     for caption, part in {
+        "For teachers": ["TEACHING"],
         "Part I": [path.stem for path in lessons if path.stem < "11"],
         "Part II": [path.stem for path in lessons if path.stem >= "11"],
     }.items():
