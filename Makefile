@@ -23,7 +23,7 @@ test: $(READY)
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 	@$(RUN) workshop up
 	@$(RUN) pytest tests notebooks -n auto --dist loadfile --nbval --nbval-current-env \
-	    --nbval-cell-timeout 120 --durations 15 $(ARGS)
+	    --nbval-cell-timeout 240 --durations 15 $(ARGS)
 
 # A reader's way through the workbook in the system's Chromium; `make screenshots` takes the README's pictures on the way.
 test-browser: chromium $(READY) $(VENV)/ready-browser
