@@ -265,8 +265,12 @@ def test_no_slide_overflows(lab, page, name):
     tall, seen, last = [], 0, ""
     while page.url != last and seen < 99:
         last, seen = page.url, seen + 1
-        height = page.evaluate("[...document.querySelectorAll('.reveal section.present')].at(-1).scrollHeight")
-        if height > 720:
+        # A cell that is taller than the screen by itself stands alone, and the teacher scrolls it.
+        height, cells = page.evaluate(
+            "(() => { const slide = [...document.querySelectorAll('.reveal section.present')].at(-1);"
+            " return [slide.scrollHeight, slide.querySelectorAll('.jp-Cell').length]; })()"
+        )
+        if height > (720 if cells > 1 else 960):
             tall.append(f"slide {last.partition('#')[2]} is {height} pixels high")
         page.keyboard.press("Space")
         page.wait_for_timeout(150)
