@@ -22,8 +22,9 @@ lab: $(READY)
 test: $(READY)
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 	@$(RUN) workshop up
-	@$(RUN) pytest tests notebooks -n auto --dist loadfile --nbval --nbval-current-env \
+	@$(RUN) pytest tests notebooks -m "not alone" -n auto --dist loadfile --nbval --nbval-current-env \
 	    --nbval-cell-timeout 240 --durations 15 $(ARGS)
+	@$(RUN) pytest tests -m alone $(ARGS) || test $$? = 5  # 5: ARGS chose none of these
 
 # A reader's way through the workbook in the system's Chromium; `make screenshots` takes the README's pictures on the way.
 test-browser: chromium $(READY) $(VENV)/ready-browser

@@ -15,27 +15,30 @@ from workshop import state
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVICES = FILE["services"]
+CLUSTER = yaml.safe_load((ROOT / FILE["include"][0]["path"]).read_text())
+SERVICES = FILE["services"] | CLUSTER["services"]
 EXAMPLE = ROOT / ".env.example"
 PASSWORDS = {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "MONGO_PASSWORD"}
 
 
 def test_the_services():
-    assert set(SERVICES) == {"postgres", "replica-1", "replica-2", "redis", "mongo", "lab"}
+    assert set(FILE["services"]) == {"postgres", "replica-1", "replica-2", "redis", "mongo", "lab"}
+    assert set(CLUSTER["services"]) == {"citus", "mongo-sharded"}
     for name, service in SERVICES.items():
         assert "healthcheck" in service, name
-        for volume in service["volumes"]:
+        assert service.get("profiles") == (["cluster"] if name in CLUSTER["services"] else None), name
+        for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
-            assert source in FILE["volumes"] or (ROOT / source).exists(), volume
+            assert source in FILE["volumes"] | CLUSTER["volumes"] or (ROOT / source).exists(), volume
 
 
 def test_images_are_pinned_to_a_patch_release():
     dockerfile = ROOT / SERVICES["lab"]["build"]["dockerfile"]
     images = [service["image"] for service in SERVICES.values() if "image" in service]
     images += re.findall(r"^FROM (\S+)", dockerfile.read_text(), re.MULTILINE)
-    assert len(images) == 6
+    assert len(images) == 8
     for image in images:
-        assert re.search(r":\d+\.\d+(\.\d+)?-\w+", image), image
+        assert re.search(r":\d+\.\d+(\.\d+)?-\w+|:\d+\.\d+\.\d+$", image), image
 
 
 def test_ports_are_this_machines_own_not_the_standard_ones_and_can_be_changed():

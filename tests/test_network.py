@@ -116,6 +116,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("server", PINGS)
 @pytest.mark.parametrize(("trip_ms", "pings"), [(0.5, 300), (2, 100), (20, 20)])
 def test_what_is_added_is_what_was_asked_for(servers, echo, server, trip_ms, pings):
@@ -145,6 +146,7 @@ def test_what_is_added_is_what_was_asked_for(servers, echo, server, trip_ms, pin
     pytest.fail(f"added {', '.join(f'{ms:.3f}' for ms in added)} ms, asked for {trip_ms} ms")
 
 
+@pytest.mark.alone
 def test_a_machine_that_stood_still_for_a_moment_leaves_no_trace(echo):
     """What the hops take is learnt from the latest round trips: bad ones must not shorten all that follow."""
     with Proxy("127.0.0.1", echo, 2) as proxy, connect(proxy.port) as end:
@@ -158,6 +160,7 @@ def test_a_machine_that_stood_still_for_a_moment_leaves_no_trace(echo):
         assert statistics.median(seconds(lambda: ask(end)) for _ in range(60)) > 0.0015
 
 
+@pytest.mark.alone
 def test_chunks_share_one_delay(echo):
     """Each is delayed from its own arrival: fifty in a row are not fifty delays."""
     with Proxy("127.0.0.1", echo, 40) as proxy, connect(proxy.port) as end:
@@ -205,6 +208,7 @@ def test_a_bandwidth_out_of_range_is_refused(mbit_s):
         Proxy("127.0.0.1", 1, 1, mbit_s=mbit_s)
 
 
+@pytest.mark.alone
 def test_connecting_costs_a_round_trip(echo):
     """TCP's handshake; so the time is about (connections + round trips) x round trip."""
     with Proxy("127.0.0.1", echo, 100) as proxy:
@@ -218,6 +222,7 @@ def test_connecting_costs_a_round_trip(echo):
     assert 0.19 < first < 0.29 and 0.09 < second < 0.19
 
 
+@pytest.mark.alone
 def test_zero_adds_nothing_and_counts(echo):
     with Proxy("127.0.0.1", echo, 0) as proxy, connect(proxy.port) as end:
         ask(end)
@@ -295,6 +300,7 @@ def test_flights_of_a_redis_pipeline(servers):
 # ------------------------------------------------------------------------------------- how connections come and go
 
 
+@pytest.mark.alone
 def test_a_hundred_connections_at_once(echo):
     with Proxy("127.0.0.1", echo, 20) as proxy:
         ends = [connect(proxy.port) for _ in range(100)]
@@ -469,6 +475,7 @@ def test_at_zero_there_is_no_proxy(lesson):
             here.counts("postgres")
 
 
+@pytest.mark.alone
 def test_a_comparison_at_several_distances(lesson, monkeypatch):
     monkeypatch.setattr(results, "FILE", "test-results-far.jsonl")  # the reader's own results stay as they are
     ended = []
