@@ -14,7 +14,7 @@ INSTALL = $(RUN) pip install --quiet --disable-pip-version-check --require-hashe
 LOCK = $(RUN) uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate
 
-.PHONY: lab test test-browser test-classroom classroom screenshots chromium outputs book down clean bench newest lock
+.PHONY: lab test test-browser test-classroom classroom screenshots chromium outputs book slides down clean bench newest lock
 
 lab: $(READY)
 	@$(RUN) workshop lab $(ARGS)
@@ -27,7 +27,7 @@ test: $(READY)
 	@$(RUN) pytest tests -m alone $(ARGS) || test $$? = 5  # 5: ARGS chose none of these
 
 # A reader's way through the workbook in the system's Chromium; `make screenshots` takes the README's pictures on the way.
-test-browser: chromium $(READY) $(VENV)/ready-browser
+test-browser: chromium $(READY) $(VENV)/ready-browser $(VENV)/ready-book
 	@CHROMIUM="$(CHROMIUM)" $(RUN) pytest tests/browser --durations 5 $(ARGS)
 
 screenshots: chromium $(READY) $(VENV)/ready-browser
@@ -52,6 +52,10 @@ outputs: $(READY)
 # The lessons with their stored outputs as a site to read, offline.
 book: $(READY) $(VENV)/ready-book
 	@$(RUN) workshop.book
+
+# The core of each lesson as static slides, offline.
+slides: $(READY) $(VENV)/ready-book
+	@$(RUN) workshop.slides
 
 down: $(READY)
 	@$(RUN) workshop down

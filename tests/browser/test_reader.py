@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
+from workshop import slides
 from workshop.state import CHECKOUT, state_dir
 
 pytestmark = pytest.mark.timeout(600)
@@ -280,3 +281,19 @@ def test_no_slide_overflows(lab, page, name):
         page.wait_for_timeout(150)
     assert seen > 10, f"expected more than ten slides, found {seen}"
     assert not tall, "; ".join(tall)
+
+
+def test_static_slides_open_offline(page, tmp_path):
+    slides.build(tmp_path, "05-*")
+    errors, asked, texts = [], [], []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "index.html").as_uri())
+    page.get_by_role("link", name="05-materialized-views").click()
+    expect(page.locator(".reveal.ready")).to_be_attached()
+    for _ in range(page.evaluate("Reveal.getTotalSlides()")):
+        texts.append(page.locator("section.present section.present").inner_text())
+        page.keyboard.press("Space")
+    assert errors == [] and not [url for url in asked if not url.startswith(("file:", "data:"))]
+    assert len(set(texts)) > 10 and "You will" in texts[0] and "Take away" in "".join(texts)
+    assert not [text for text in texts if text.startswith(("Going further", "On Colab"))]
