@@ -32,7 +32,7 @@ HEADINGS = [
 ]
 IGNORED = "nbval-ignore-output"
 # Their cores take longer than 25 minutes, as they say, and their exercises do not try what must not pass. No new ones.
-NOT_CUT_YET = {"10", "13", "14", "15", "16"}
+NOT_CUT_YET = {"10", "13"}
 
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
