@@ -8,11 +8,12 @@ the minutes that a lesson states count them.
 from __future__ import annotations
 
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nbformat
-import slides
+import ship
+import slide_marks
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -32,7 +33,7 @@ def store(path: Path) -> None:
         cell.metadata.pop("lines_to_next_cell", None)  # an editor's own
         if timing and in_core:
             core_s += _seconds(timing["shell.execute_reply"]) - _seconds(timing["iopub.execute_input"])
-    slides.mark(notebook.cells)
+    slide_marks.mark(notebook.cells)
     notebook.metadata = {
         "kernelspec": KERNEL,
         "language_info": {"name": "python"},
@@ -47,6 +48,9 @@ def _seconds(time: str) -> float:
 
 if __name__ == "__main__":
     named = [NOTEBOOKS / Path(name).name for name in sys.argv[1:]]
-    for path in named or sorted(NOTEBOOKS.glob("*.ipynb")):
+    paths = named or sorted(NOTEBOOKS.glob("*.ipynb"))
+    start = datetime.now(UTC).isoformat(timespec="seconds")
+    for path in paths:
         print(path.name, flush=True)
         store(path)
+    ship.ship([path.stem for path in paths], start)

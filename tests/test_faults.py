@@ -227,6 +227,8 @@ def test_a_link_in_the_place_of_the_state_folder_is_not_followed(tmp_path, monke
 
 
 def test_ctrl_c_of_one_lab_leaves_the_servers_to_the_other_user(own_state):
+    small = "from workshop.servers import lifecycle; from workshop.shop import seed; seed.ensure(lifecycle.up(), 0.01)"
+    subprocess.run([sys.executable, "-c", small], check=True, timeout=120)
     lab = [sys.executable, "-m", "workshop", "lab", "--no-browser", "--ServerApp.port_retries=50"]
     user = subprocess.Popen([sys.executable, "-c", USER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert user.stdout.readline() == "up\n"

@@ -11,7 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import slides
+import ship
+import slide_marks
 from packaging.requirements import Requirement
 
 from workshop import colab
@@ -267,6 +268,14 @@ def test_the_decision_page_finds_its_measurements():
         assert {(row["lesson"], row["comparison"]), (row["lesson"], row["there"])} <= shipped, row
 
 
+def test_the_readmes_table_shows_the_shipped_runs():
+    shipped = {(run["lesson"], run["name"]): run for run in json.loads((NOTEBOOKS / "shipped.json").read_text())}
+    rows = list(ship.ROW.finditer((NOTEBOOKS.parent / "README.md").read_text()))
+    assert {row[2] for row in rows} == {path.stem for path in LESSONS}
+    for row in rows:
+        assert row[0].endswith(f"| {ship.gain(shipped[row[2], row[3]])} |"), row[0]
+
+
 @each_lesson
 def test_a_reader_finds_the_lessons_before_and_after(path):
     """The first cell names the neighbours and the last cell of the core the next one, as the index orders them."""
@@ -279,5 +288,5 @@ def test_a_reader_finds_the_lessons_before_and_after(path):
 def test_its_slides_are_marked_as_its_cells_are_now(path):
     content = json.loads(path.read_text())["cells"]
     stored = [cell["metadata"].get("slideshow") for cell in content]
-    slides.mark(content)
+    slide_marks.mark(content)
     assert [cell["metadata"]["slideshow"] for cell in content] == stored

@@ -235,7 +235,13 @@ def test_replicas_stream_and_follow_a_primary_that_moved(own_state):
         query(moved.postgres, "INSERT INTO seen VALUES (3) RETURNING n")
         assert wait_for(moved.replicas[0], "SELECT max(n) FROM seen", until=3) == 3
         assert query(moved.replicas[1], "SELECT max(n) FROM seen") == 2
+        with pytest.raises(WorkshopError, match="replica 2 has not caught up within 1 s"):  # who waits undoes no pause
+            postgres_server.wait_for_replicas(moved.postgres, moved.replicas, 1)
     assert wait_for(moved.replicas[1], "SELECT max(n) FROM seen", until=3) == 3
+    query(moved.replicas[1], "SELECT pg_wal_replay_pause() IS NULL")  # as by a kernel that was killed meanwhile
+    query(moved.postgres, "INSERT INTO seen VALUES (4) RETURNING n")
+    postgres_server.wait_for_replicas(moved.postgres, moved.replicas, 20)
+    assert query(moved.replicas[1], "SELECT max(n) FROM seen") == 4
 
     assert sorted(lifecycle.down()) == sorted([*NAMES, "replica1", "replica2"])
 

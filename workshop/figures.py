@@ -17,6 +17,7 @@ from typing import Any, ParamSpec
 
 import matplotlib
 import matplotlib.figure
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,7 +27,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from workshop.measure.result import CLEAR_GAIN, Comparison
 from workshop.table import significant
 
-__all__ = ["comparison", "distance", "dots", "gains"]
+__all__ = ["comparison", "distance", "gains"]
 
 P = ParamSpec("P")
 
@@ -80,16 +81,7 @@ class Figure(matplotlib.figure.Figure):
 
 def _look() -> Any:
     # "default" first: a reader's own rcParams must not break the layout.
-    return matplotlib.rc_context({**_DEFAULTS, **LOOK})
-
-
-# backend keys are left out: setting them would switch the reader's backend.
-_DEFAULTS = {
-    k: v
-    for k, v in matplotlib.rcParamsDefault.items()
-    if k.split(".")[0] in {"axes", "font", "text", "xtick", "ytick", "grid", "lines", "patch", "figure", "savefig"}
-    and k not in {"figure.hooks", "savefig.directory", "axes.prop_cycle"}
-}
+    return matplotlib.style.context(["default", LOOK])
 
 
 def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -169,11 +161,10 @@ def _time_unit(smallest: float, largest: float) -> tuple[float, str]:
 
 
 @_styled
-def comparison(result: Comparison, title: str | None = None, *, gap_note: str | None = None) -> Figure:
+def comparison(result: Comparison, title: str | None = None) -> Figure:
     """Draw every sample, each arm's median, the ratio with its interval, and the ratio to the lower bound.
 
-    `title` says the finding in the unit of the axis; `gap_note` says what lies between after and the lower bound
-    ("BEGIN, ROLLBACK, ORM"). The time axis is logarithmic where ratios exceed ten.
+    `title` says the finding in the unit of the axis, which is logarithmic where ratios exceed ten.
     """
     arms = result.arms
     medians = {arm: result.median(arm) for arm in arms}
@@ -200,10 +191,10 @@ def comparison(result: Comparison, title: str | None = None, *, gap_note: str | 
     solid = {"color": INK, "linewidth": 1.2, "arrowstyle": "-" if result.verdict == "~" else "-|>"}
     _gap(ax, 0.46, medians["before"] / size, medians["after"] / size, result.finding, solid)
     if result.to_lower_bound is not None:
-        style = "-" if result.at_lower_bound else "-|>"
-        dashed = {"color": FAINT, "linewidth": 1.1, "linestyle": (0, (4, 3)), "arrowstyle": style}
-        text = result.lower_bound_finding + (f": {gap_note}" if gap_note and style != "-" else "")
-        _gap(ax, 1.46, medians["after"] / size, medians["lower_bound"] / size, text, dashed)
+        apart = result.to_lower_bound_interval[0] > max(CLEAR_GAIN, result.noise)
+        style = {"linestyle": (0, (4, 3)), "arrowstyle": "-|>" if apart else "-"}
+        dashed = {"color": FAINT, "linewidth": 1.1, **style}
+        _gap(ax, 1.46, medians["after"] / size, medians["lower_bound"] / size, result.lower_bound_finding, dashed)
     return fig
 
 
@@ -226,13 +217,12 @@ def distance(
     points: Sequence[tuple[float, float, float, float]],
     title: str | None = None,
     *,
-    noise: float = 1.0,
-    nearest: str = "loopback",
+    nearest: str | None = None,
 ) -> Figure:
     """Draw a comparison's gain against the network distance.
 
-    `points`: (round trip in ms, ratio, low, high) each, the nearest first, which is called `nearest`. The grey band is
-    where no clear difference is.
+    `points`: (round trip in ms, ratio, low, high) each, the nearest first; `nearest` is its name where it is the
+    network as it is, without added time. The grey band is where no clear difference is.
     """
     if not points:
         raise ValueError("distance needs at least one point (round trip in ms, ratio, low, high), found none.")
@@ -240,11 +230,13 @@ def distance(
     # A round trip of 0 has no place on a log axis: it stands where the nearest measured one would.
     trips = np.array([p[0] if p[0] > 0 else min(0.05, closest / 4) for p in points])
     ratio, low, high = (np.array([p[i] for p in points], dtype=float) for i in (1, 2, 3))
-    threshold = max(CLEAR_GAIN, noise)
-    names = [nearest, *(f"{significant(t, 2)} ms" for t in trips[1:])]
-    wording = f"{significant(ratio[0])}x on {nearest}, {significant(ratio[-1])}x at {names[-1]}"
+    names = [f"{significant(trip, 2)} ms" for trip in trips]
+    if nearest:
+        names[0] = nearest
+    near = f"on {nearest}" if nearest else f"at {names[0]}"
+    wording = f"{significant(ratio[0])}x {near}, {significant(ratio[-1])}x at {names[-1]}"
     fig, ax = _new(3.6, title if title is not None else f"The gain at your distance: {wording}")
-    top, bottom = max(high.max(), threshold), min(low.min(), 1 / threshold)
+    top, bottom = max(high.max(), CLEAR_GAIN), min(low.min(), 1 / CLEAR_GAIN)
     log = top / bottom > LOG_FROM
     _scale(ax, "y", bottom, top * 1.25, log)
     ax.set_xscale("log")
@@ -254,7 +246,7 @@ def distance(
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("network distance (measured round trip, log scale)")
     ax.set_ylabel(f"gain (times{', log scale' if log else ''})")
-    ax.axhspan(1 / threshold, threshold, color=BAND, zorder=0, linewidth=0, label="no clear difference")
+    ax.axhspan(1 / CLEAR_GAIN, CLEAR_GAIN, color=BAND, zorder=0, linewidth=0, label="no clear difference")
     ax.vlines(trips, low, high, color=COLOURS["after"], linewidth=3)
     ax.plot(trips, ratio, color=COLOURS["after"], marker="o", markersize=6)
     for trip, gain, end in zip(trips, ratio, high, strict=True):
@@ -267,19 +259,18 @@ def distance(
 def gains(records: Sequence[Mapping[str, Any]], title: str | None = None) -> Figure:
     """Draw each comparison's gain with its interval, the greatest first; the height grows with their number.
 
-    `records`: results as kept by `results.append` (keys lesson, name, ratio, interval, verdict, and noise if known).
+    `records`: results as kept by `results.append` (keys lesson, name, ratio, interval, verdict).
     """
     if not records:
         raise ValueError("gains needs at least one record, found none: run a notebook first.")
     records = sorted(records, key=lambda r: r["ratio"], reverse=True)
-    threshold = max(CLEAR_GAIN, *(r.get("noise") or 1.0 for r in records))
     best = f"{_record_label(records[0])} gains most: {significant(records[0]['ratio'])}x"
     fig, ax = _new(1.2 + 0.42 * len(records), title if title is not None else best)
     low, high = min(r["interval"][0] for r in records), max(r["interval"][1] for r in records)
-    _scale(ax, "x", min(low, 1 / threshold), max(high, threshold) * (high / low) ** 0.08, log=True)
+    _scale(ax, "x", min(low, 1 / CLEAR_GAIN), max(high, CLEAR_GAIN) * (high / low) ** 0.08, log=True)
     _rows(ax, [_record_label(r) for r in records], width=52)
     ax.set_xlabel("gain, before / after (times, log scale); grey band: no clear difference")
-    ax.axvspan(1 / threshold, threshold, color=BAND, zorder=0, linewidth=0)
+    ax.axvspan(1 / CLEAR_GAIN, CLEAR_GAIN, color=BAND, zorder=0, linewidth=0)
     for row, record in enumerate(records):
         start, end = record["interval"]
         gain = record["ratio"]
@@ -303,50 +294,3 @@ def gains(records: Sequence[Mapping[str, Any]], title: str | None = None) -> Fig
 def _record_label(record: Mapping[str, Any]) -> str:
     lesson, name = str(record.get("lesson") or ""), str(record.get("name") or "")
     return f"{lesson}: {name}" if lesson and name else lesson or name or "unnamed"
-
-
-@_styled
-def dots(
-    values: Mapping[str, float], title: str, xlabel: str, *, log: bool = False, accent: Sequence[str] | None = None
-) -> Figure:
-    """Draw one dot per item of `values` with its value written beside it; made for counters.
-
-    `xlabel` names what is counted, with its unit. `log`: a logarithmic axis, for ratios above ten; zeros stand at its
-    left end. `accent`: the names of the dots in the other colour; by default the first, the slow way. What was not
-    counted gets no dot.
-    """
-    if not values:
-        raise ValueError("dots needs at least one value, found none.")
-    numbers = {name: float(value) for name, value in values.items()}
-    counted = [number for number in numbers.values() if not math.isnan(number)]
-    if any(number < 0 or math.isinf(number) for number in counted):
-        raise ValueError(f"dots draws counts of 0 and above, found {min(counted):g}.")
-    positive = [number for number in counted if number > 0] or [1.0]
-    log = log and max(positive) > min(positive)
-    fig, ax = _new(1.15 + 0.42 * len(values), title)
-    _scale(ax, "x", min(positive), max(positive) * 1.3, log)
-    if not log:
-        ax.set_xlim(-0.02 * max(positive), max(positive) * 1.2)
-    _rows(ax, list(values))
-    ax.set_xlabel(f"{xlabel}{' (log scale)' if log else ''}")
-    # Light and dark keep the two colours apart in grey.
-    accented = set(list(values)[:1] if accent is None else accent)
-    for row, (name, number) in enumerate(numbers.items()):
-        colour = COLOURS["before" if name in accented else "after"]
-        missing = math.isnan(number)
-        at = ax.get_xlim()[0] if missing or (log and number <= 0) else number
-        if not missing:
-            ax.hlines(row, ax.get_xlim()[0], at, color="#cfcfcf", linewidth=1, zorder=1)
-            ax.plot(at, row, marker="o", markersize=8, color=colour, clip_on=False, zorder=3)
-        text = "not counted" if missing else f"{number:,.0f}" if number == int(number) else significant(number)
-        ax.annotate(
-            text,
-            (at, row),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=10.5,
-            fontweight="bold",
-        )
-    return fig

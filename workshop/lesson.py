@@ -6,7 +6,6 @@ import atexit
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ import redis
 from psycopg import errors as pg
 from sqlalchemy import URL, NullPool, create_engine
 
-from workshop import exercise, figures, passed, plan, results, sandbox
+from workshop import exercise, passed, plan, results, sandbox
 from workshop.far import distances
 from workshop.far.servers import FarServers, pinging, round_trip
 from workshop.measure.compare import compare
@@ -27,7 +26,7 @@ from workshop.observe.observer import Observer
 from workshop.servers import mongo_server, redis_server
 from workshop.servers.extra import ExtraServers
 from workshop.servers.lifecycle import NAMES, up
-from workshop.servers.postgres_server import connect, dsn
+from workshop.servers.postgres_server import dsn, wait_for_replicas
 from workshop.servers.service import Servers
 from workshop.shop import seed
 from workshop.state import WorkshopError, state_dir
@@ -61,7 +60,7 @@ class Lesson:
             redis=self._redis,
             replicas=servers.replicas,
         )
-        self._wait_for_replicas()
+        wait_for_replicas(servers.postgres, servers.replicas)
         with pinging(self, self.wanted[0]) as ping:
             self.round_trip_s = round_trip(ping)
         self.data = seed.status(*(servers.services.get(copied) for copied in ("postgres", "mongo")))
@@ -93,29 +92,6 @@ class Lesson:
     def replicas(self) -> list[URL]:
         """The URLs of this lesson's database on the streaming replicas, read-only; see `open_lesson(replicas=...)`."""
         return [url.set(database=self._sandbox.name) for url in self.servers.replicas]
-
-    def _wait_for_replicas(self, deadline_s: float = 120.0) -> None:
-        """Wait until each replica has replayed all that the primary has written, the sandbox's copy included."""
-        if not self.servers.replicas:
-            return
-        with connect(self.servers.postgres) as primary:
-            written = primary.execute("SELECT pg_current_wal_flush_lsn()").fetchone()[0]
-        give_up = time.monotonic() + deadline_s
-        for number, url in enumerate(self.servers.replicas, 1):
-            with connect(url) as replica:
-                # NULL, before anything was replayed, is behind too.
-                behind = "SELECT coalesce(pg_last_wal_replay_lsn(), '0/0') < %s"
-                paused_long = time.monotonic() + 10
-                while replica.execute(behind, [written]).fetchone()[0]:
-                    if time.monotonic() > paused_long:
-                        # A kernel that was killed while a lesson had paused the replay leaves it so.
-                        replica.execute("SELECT pg_wal_replay_resume()")
-                    if time.monotonic() > give_up:
-                        raise WorkshopError(
-                            f"replica {number} has not caught up within {deadline_s:.0f} s: "
-                            "run `python -m workshop reset` and open the lesson again"
-                        )
-                    time.sleep(0.05)
 
     @property
     def dsn(self) -> str:
@@ -268,10 +244,6 @@ class Lesson:
             print(f"Left out here: {error.details['codeName']}. An administrator would run: {needs}")
         except redis.exceptions.NoPermissionError as error:
             print(f"Left out here: {error}. An administrator would run: {needs}")
-
-    def dots(self, values: Mapping[str, float], title: str, xlabel: str, **options):
-        """A labelled dot for each counter, see `figures.dots`."""
-        return figures.dots(values, title, xlabel, **options)
 
     def close(self) -> None:
         """Give the sandbox back now, instead of at the kernel's end."""

@@ -143,8 +143,8 @@ def _part(record: Record, ordered: Sequence[Record]) -> dict[str, Any]:
         far = [r for r in ordered if r.get("series") and _series(r) == _series(record)]
         points = [(1e3 * (r.get("round_trip_s") or 0.0), r["ratio"], *r["interval"]) for r in far]
         alt = f"{title}: gain at " + ", ".join(f"{t:.2g} ms {significant(x)}x" for t, x, _, _ in points)
-        where = {"noise": record.get("noise") or 1.0, "nearest": record.get("nearest") or "loopback"}
-        pictures.append(_picture(figures.distance(points, **where), alt))
+        nearest = None if _added_ms(far[0]) else record.get("nearest") or "loopback"
+        pictures.append(_picture(figures.distance(points, nearest=nearest), alt))
     sentence = f"{seconds(record['before_s'])} became {seconds(record['after_s'])}: {_gain(record)}"
     return {"title": title, "pictures": pictures, "sentence": sentence, "facts": _facts(record)}
 

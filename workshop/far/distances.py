@@ -66,8 +66,7 @@ class Distances:
         """Draw the gain against the round trip; `title` says the finding."""
         from workshop import figures  # matplotlib is slow to import
 
-        noise = max(c.noise for c in self.comparisons)
-        return figures.distance(self.points, title, noise=noise, nearest=self.nearest)
+        return figures.distance(self.points, title, nearest=None if self.added_ms[0] else self.nearest)
 
 
 def compare_at_distances(
@@ -95,6 +94,11 @@ def compare_at_distances(
             if not isinstance(work, Sequence) or not 2 <= len(work) <= 3 or not all(map(callable, work)):
                 raise ValueError(
                     f"arms must return (before, after) or (before, after, lower_bound), functions, found {work!r}."
+                )
+            if found.comparisons and len(work) != len(found.comparisons[0].arms):
+                raise ValueError(
+                    f"arms must return as many functions at each distance, found {len(work)} at {added:g} ms "
+                    f"after {len(found.comparisons[0].arms)}."
                 )
             trip = near_round_trip_s
             if added:

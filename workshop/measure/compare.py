@@ -122,7 +122,7 @@ def compare(
     unit: str = "call",
     units: int = 1,
     pairs: int = 20,
-    budget_s: float = 8.0,
+    budget_s: float = 5.0,
     equal: Callable[[Any, Any], Any] | None = None,
     prepare: Work | None = None,
     seed: int = 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,11 +117,6 @@ class Comparison:
         return self.median("lower_bound") if "lower_bound" in self.samples else None
 
     @property
-    def at_lower_bound(self) -> bool | None:
-        """Whether after cannot be told apart from the lower bound: their ratio's interval begins at 1.1 or below."""
-        return self.to_lower_bound_interval and self.to_lower_bound_interval[0] <= max(CLEAR_GAIN, self.noise)
-
-    @property
     def finding(self) -> str:
         """The finding in a few words: "20.7x faster (19.8 to 21.5)"."""
         ratio, (low, high) = self.ratio, self.interval
@@ -145,12 +140,17 @@ class Comparison:
 
     @property
     def lower_bound_finding(self) -> str:
-        """How far after is from the lower bound: "3.2x the lower bound (3.1 to 3.4)"; empty without one."""
+        """How far after is from the lower bound: "3.20x (3.10 to 3.40) the lower bound"; empty without one."""
         if self.to_lower_bound is None or self.to_lower_bound_interval is None:
             return ""
-        low, high = (significant(x) for x in self.to_lower_bound_interval)
-        span = f"{significant(self.to_lower_bound)}x ({low} to {high})"
-        return f"at the lower bound, {span}" if self.at_lower_bound else f"{span} the lower bound"
+        low, high = self.to_lower_bound_interval
+        span = f"{significant(self.to_lower_bound)}x ({significant(low)} to {significant(high)})"
+        same = max(CLEAR_GAIN, self.noise)
+        if high < 1 / same:
+            return f"faster than its lower bound, {span}, which is none"
+        if high <= same:
+            return f"at the lower bound, {span}"
+        return f"not told apart from the lower bound, {span}" if low <= same else f"{span} the lower bound"
 
     @property
     def method(self) -> str:
@@ -170,14 +170,13 @@ class Comparison:
     def _repr_html_(self) -> str:
         table = self.table()
         finding, method = map(html.escape, table.notes)
-        plain = Table(table.headings, table.rows, caption=table.caption, right=table.right)
-        return f"{plain._repr_html_()}<p><b>{finding}</b> <small>({method})</small></p>"
+        return f"{replace(table, notes=())._repr_html_()}<p><b>{finding}</b> <small>({method})</small></p>"
 
-    def plot(self, title: str | None = None, *, gap_note: str | None = None) -> Figure:
-        """Draw samples, medians and ratio; `gap_note` says what lies between after and the lower bound."""
+    def plot(self, title: str | None = None) -> Figure:
+        """Draw samples, medians and ratio; `title` says the finding."""
         from workshop import figures  # matplotlib is slow to import, and a run without a screen needs none of it
 
-        return figures.comparison(self, title, gap_note=gap_note)
+        return figures.comparison(self, title)
 
     def as_record(self) -> dict[str, Any]:
         """Plain JSON types only; `Comparison.from_record` reads it back."""

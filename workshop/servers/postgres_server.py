@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -76,6 +76,33 @@ def replay_paused(replicas: Sequence[URL]) -> Iterator[None]:
                     )
                 time.sleep(0.01)
         yield
+
+
+def wait_for_replicas(primary: URL, replicas: Sequence[URL], deadline_s: float = 120.0) -> None:
+    """Wait until each replica has replayed all that the primary has written.
+
+    A kernel that was killed within `replay_paused` leaves the replay paused, and its lock free: then it goes on.
+    """
+    if not replicas:
+        return
+    with connect(primary) as connection:
+        written = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone()[0]
+    give_up = time.monotonic() + deadline_s
+    for number, url in enumerate(replicas, 1):
+        with connect(url) as replica:
+            # NULL, before anything was replayed, is behind too.
+            behind = "SELECT coalesce(pg_last_wal_replay_lsn(), '0/0') < %s"
+            while replica.execute(behind, [written]).fetchone()[0]:
+                if replica.execute("SELECT pg_is_wal_replay_paused() AND pg_try_advisory_lock(8)").fetchone()[0]:
+                    with suppress(psycopg.errors.InsufficientPrivilege):
+                        replica.execute("SELECT pg_wal_replay_resume()")
+                    replica.execute("SELECT pg_advisory_unlock(8)")
+                if time.monotonic() > give_up:
+                    raise WorkshopError(
+                        f"replica {number} has not caught up within {deadline_s:.0f} s: "
+                        "run `python -m workshop reset` and open the lesson again"
+                    )
+                time.sleep(0.05)
 
 
 def _reason(error: psycopg.Error) -> str:

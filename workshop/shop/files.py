@@ -13,7 +13,6 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
-from workshop.shop.bios import avatars, biographies
 from workshop.shop.models import Base
 from workshop.state import WorkshopError
 
@@ -156,6 +155,8 @@ def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _customers(copy: int, limit: int, folder: Path, with_biographies: bool) -> Iterator[bytes]:
     """Customers of a copy with avatar and, if wanted, biography, as CSV; each piece holds BIOS rows or fewer."""
+    from workshop.shop.bios import avatars, biographies  # numpy is slow to import, and only loading needs it
+
     lines = islice(_lines("customers", folder), 1, limit + 1)
     while batch := list(islice(lines, BIOS)):
         rows = [line[:-1].split(b",", 3) for line in batch]
