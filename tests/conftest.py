@@ -50,14 +50,24 @@ def servers() -> Servers:
     return lifecycle.up()
 
 
-@pytest.fixture
-def scratch(servers: Servers) -> Iterator[URL]:
-    """A fresh, empty PostgreSQL database."""
+def _scratch(servers: Servers) -> Iterator[URL]:
     name = f"workshop_test_{secrets.token_hex(4)}"
     with psycopg.connect(dsn(servers.postgres), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     yield servers.postgres.set(database=name)
     sandbox.drop_postgres(servers.postgres, name)
+
+
+@pytest.fixture
+def scratch(servers: Servers) -> Iterator[URL]:
+    """A fresh, empty PostgreSQL database."""
+    yield from _scratch(servers)
+
+
+@pytest.fixture(scope="module")
+def scratch_of_module(servers: Servers) -> Iterator[URL]:
+    """One database for a module, empty at its beginning: for tests that leave nothing behind, or say what."""
+    yield from _scratch(servers)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from importlib.metadata import version
 import pymongo.errors
 import redis
 from psycopg import errors as pg
-from sqlalchemy import URL, NullPool, create_engine
+from sqlalchemy import URL, Executable, NullPool, create_engine
 
 from workshop import exercise, figures, passed, plan, results, sandbox
 from workshop.far import distances
@@ -226,10 +226,9 @@ class Lesson:
             **options,
         )
 
-    def explain(self, statement, params=None, **options) -> plan.Plan:
+    def explain(self, statement: Executable | str) -> plan.Plan:
         """Run EXPLAIN ANALYZE on this lesson's database, see `plan.explain`."""
-        engine = create_engine(self.postgres, poolclass=NullPool)
-        return plan.explain(engine, statement, params, **options)
+        return plan.explain(create_engine(self.postgres, poolclass=NullPool), statement)
 
     def check(
         self,
