@@ -80,12 +80,18 @@ def scratch_mongo(servers: Servers) -> Iterator[pymongo.database.Database]:
 
 
 @pytest.fixture
-def scratch_redis(servers: Servers) -> Iterator[redis.Redis]:
-    """A client on an empty Redis database."""
+def scratch_redis_url(servers: Servers) -> Iterator[str]:
+    """The URL of an empty Redis database."""
     box = sandbox.create(servers, "test", ["redis"])
-    with redis.Redis.from_url(box.redis, decode_responses=True) as client:
-        yield client
+    yield box.redis
     box.drop()
+
+
+@pytest.fixture
+def scratch_redis(scratch_redis_url: str) -> Iterator[redis.Redis]:
+    """A client on it."""
+    with redis.Redis.from_url(scratch_redis_url, decode_responses=True) as client:
+        yield client
 
 
 def _own_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

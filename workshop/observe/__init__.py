@@ -1,6 +1,6 @@
 """Counters: what the servers and drivers saw while a block of code ran.
 
-    observer = Observer(postgres_url, "my_database", mongo_database, redis_client)
+    observer = Observer(postgres_url, "my_database", mongo_url, redis_url)
     with observer.watch() as seen:
         ...
     seen                # a small table

@@ -47,7 +47,7 @@ class _Reading:
 class PostgresProbe:
     """The counters of one database on one server."""
 
-    STATEMENT_COUNTERS = ("statements", "rows", "transactions", "commits", "rollbacks", "blocks", "wal_bytes")
+    STATEMENT_COUNTERS = ("statements", "rows", "commits", "rollbacks", "blocks", "wal_bytes")
 
     def __init__(self, url: URL, database: str | None, label: str) -> None:
         watched = database or url.database
@@ -183,10 +183,9 @@ class PostgresProbe:
             blocks=sum(s.blocks for s in work),
             commits=commits,
             rollbacks=rollbacks,
-            transactions=commits + rollbacks,
         )
         if after.control_reason:
-            seen._absent(["commits", "rollbacks", "transactions"], after.control_reason)
+            seen._absent(["commits", "rollbacks"], after.control_reason)
         seen._statements = [replace(s, kind="transaction control") if s.kind in CONTROL else s for s in statements]
 
     def _changes(self, before: _Reading, after: _Reading) -> list[StatementCount] | str:
