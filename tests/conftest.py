@@ -50,14 +50,24 @@ def servers() -> Servers:
     return lifecycle.up()
 
 
-@pytest.fixture
-def scratch(servers: Servers) -> Iterator[URL]:
-    """A fresh, empty PostgreSQL database."""
+def _scratch(servers: Servers) -> Iterator[URL]:
     name = f"workshop_test_{secrets.token_hex(4)}"
     with psycopg.connect(dsn(servers.postgres), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     yield servers.postgres.set(database=name)
     sandbox.drop_postgres(servers.postgres, name)
+
+
+@pytest.fixture
+def scratch(servers: Servers) -> Iterator[URL]:
+    """A fresh, empty PostgreSQL database."""
+    yield from _scratch(servers)
+
+
+@pytest.fixture(scope="module")
+def scratch_of_module(servers: Servers) -> Iterator[URL]:
+    """One database for a module, empty at its beginning: for tests that leave nothing behind, or say what."""
+    yield from _scratch(servers)
 
 
 @pytest.fixture
@@ -70,12 +80,18 @@ def scratch_mongo(servers: Servers) -> Iterator[pymongo.database.Database]:
 
 
 @pytest.fixture
-def scratch_redis(servers: Servers) -> Iterator[redis.Redis]:
-    """A client on an empty Redis database."""
+def scratch_redis_url(servers: Servers) -> Iterator[str]:
+    """The URL of an empty Redis database."""
     box = sandbox.create(servers, "test", ["redis"])
-    with redis.Redis.from_url(box.redis, decode_responses=True) as client:
-        yield client
+    yield box.redis
     box.drop()
+
+
+@pytest.fixture
+def scratch_redis(scratch_redis_url: str) -> Iterator[redis.Redis]:
+    """A client on it."""
+    with redis.Redis.from_url(scratch_redis_url, decode_responses=True) as client:
+        yield client
 
 
 def _own_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -144,15 +144,11 @@ def test_report(own_state, tmp_path):
         "unit": "query",
         "units": 1,
     }
-    assert workshop("report", "--figure", str(tmp_path / "gains.png")).returncode == 1  # there is no gain yet
     results.append({**record, "ratio": 10.0, "at": "2025-01-01T00:00:00+00:00"}, own_state / results.FILE)
     results.append(record, own_state / results.FILE)
     (latest,) = json.loads(workshop("report", "--json").stdout)
-    kept = ("labels", "unit", "units", "samples")
-    assert latest == {key: value for key, value in record.items() if key not in kept}
+    assert latest == {key: value for key, value in record.items() if key != "samples"}
     assert "20.0x" in workshop("report").stdout
-    assert workshop("report", "--figure", str(tmp_path / "gains.png")).returncode == 0
-    assert (tmp_path / "gains.png").read_bytes().startswith(b"\x89PNG")
     page = tmp_path / "report.html"
     assert workshop("report", "--html", str(page)).returncode == 0
     assert "02-connection-pooling" in page.read_text()

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
-import secrets
-from collections.abc import Iterator
 
 import psycopg
 import pytest
-from sqlalchemy import URL, create_engine, literal, select, text
+from sqlalchemy import create_engine, literal, select, text
 
 from workshop.exercise import check
 from workshop.observe.observer import Observer
-
-
-@pytest.fixture(scope="module")
-def scratch(servers) -> Iterator[URL]:
-    """One database for the module, because nothing here writes."""
-    admin = servers.postgres.set(drivername="postgresql").render_as_string(hide_password=False)
-    name = f"workshop_test_{secrets.token_hex(4)}"
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield servers.postgres.set(database=name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+from workshop.servers.postgres_server import dsn
 
 
 @pytest.fixture
-def engine(scratch):
-    engine = create_engine(scratch)
+def engine(scratch_of_module):
+    engine = create_engine(scratch_of_module)
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def judge(servers, scratch):
-    observer = Observer(servers.postgres, scratch.database)
+def judge(servers, scratch_of_module):
+    observer = Observer(servers.postgres, scratch_of_module.database)
 
     def judge(candidate, expected, at_most=None, **options):
         return check(candidate, expected, observer=observer, at_most=at_most or {"statements": 3}, **options)
@@ -53,9 +42,9 @@ def test_solved(engine, judge):
     assert repr(verdict) == "yes: 2 statements (goal 3 or fewer), same answer"
     assert "✓" in verdict._repr_html_() and repr(verdict) in verdict._repr_html_()
     assert verdict.seen.statements == 2
-    verdict = judge(lambda: numbers(engine, 1), [0], {"statements": 1, "rollbacks": 1, "commits": 0}, name="task")
+    verdict = judge(lambda: numbers(engine, 1), [0], {"statements": 1, "rollbacks": 1, "commits": 0})
     goals = "1 statement (goal 1 or fewer), 1 rollback (goal 1 or fewer), 0 commits (goal none)"
-    assert repr(verdict) == f"task: yes: {goals}, same answer"
+    assert repr(verdict) == f"yes: {goals}, same answer"
 
 
 def test_too_many(engine, judge):
@@ -91,6 +80,8 @@ EXPECTED = [0, 1]
 @pytest.mark.parametrize("cheat", [lambda: EXPECTED, lambda: [0, 1], lambda: list(range(2))])
 def test_an_answer_without_work_is_no_solution(judge, cheat):
     assert repr(judge(cheat, EXPECTED)) == "not yet: 0 statements, goal 1 or more"
+    # 0 or more is no bound
+    assert repr(judge(cheat, EXPECTED, at_least={"rows": 0})) == "not yet: 0 statements, goal 1 or more"
     # a bound on another counter of the same server asks for work all the same
     assert repr(judge(cheat, EXPECTED, {"connections": 5})) == "not yet: 0 statements, goal 1 or more"
 
@@ -99,7 +90,7 @@ def test_work_elsewhere_is_no_solution(engine, judge, servers):
     """Statements in another database are not the exercise's."""
 
     def candidate():
-        with psycopg.connect(servers.postgres.set(drivername="postgresql").render_as_string(hide_password=False)) as c:
+        with psycopg.connect(dsn(servers.postgres)) as c:
             c.execute("SELECT 1")
         return [0, 1]
 
@@ -143,6 +134,12 @@ def test_it_raised(engine, judge):
     assert first == "not yet: it raised ValueError: no such thing"
     assert second.endswith(r'in candidate: raise ValueError("no such thing\nin line 2")')
     assert verdict.seen.statements == 1
+
+    def raised_in_the_standard_library():
+        return json.loads("no JSON")
+
+    second = repr(judge(raised_in_the_standard_library, [1])).splitlines()[1]
+    assert second.endswith('in raised_in_the_standard_library: return json.loads("no JSON")')
 
     def interrupted():
         raise KeyboardInterrupt

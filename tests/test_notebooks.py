@@ -75,10 +75,6 @@ def shows_something(cell: dict) -> bool:
     return prints or (bool(body) and isinstance(body[-1], ast.Expr))
 
 
-def test_there_are_lessons():
-    assert LESSONS
-
-
 @each_lesson
 def test_the_ten_headings_stand_in_order(path):
     headings = re.findall(r"^## (\d+\. .+)$", "\n".join(source(cell) for cell in cells(path, "markdown")), re.MULTILINE)

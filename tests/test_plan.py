@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import secrets
-from collections.abc import Iterator
 from decimal import Decimal
 
 import psycopg
 import pytest
-from sqlalchemy import URL, Date, NullPool, Numeric, String, create_engine, func, insert, select, text, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import URL, Date, Engine, NullPool, Numeric, String, create_engine, func, insert, select, text, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from workshop.plan import Plan, explain
+from workshop.plan import explain
+from workshop.servers.postgres_server import dsn
 
 DAY = datetime.date(2024, 1, 1)
 
@@ -30,29 +29,21 @@ class Sale(Base):
     note: Mapped[str] = mapped_column(String)
 
 
-def dsn(url: URL) -> str:
-    return url.set(drivername="postgresql").render_as_string(hide_password=False)
-
-
 def vacuum(url: URL) -> None:
     with psycopg.connect(dsn(url), autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE sale")
 
 
-@pytest.fixture(scope="module")
-def scratch(servers) -> Iterator[URL]:
-    """One database for the module: explain() leaves nothing behind, and the tests that write say what."""
-    name = f"workshop_test_{secrets.token_hex(4)}"
-    with psycopg.connect(dsn(servers.postgres), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield servers.postgres.set(database=name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+def tuned(url: URL, **settings: object) -> Engine:
+    """An engine whose sessions have these settings."""
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    return create_engine(url, poolclass=NullPool, connect_args={"options": options})
 
 
 @pytest.fixture(scope="module")
-def engine(scratch):
+def engine(scratch_of_module):
     """5,000 sales, ten a day."""
-    engine = create_engine(scratch, poolclass=NullPool)
+    engine = create_engine(scratch_of_module, poolclass=NullPool)
     Base.metadata.create_all(engine)
     with engine.begin() as connection:
         connection.execute(
@@ -62,149 +53,89 @@ def engine(scratch):
                 " FROM generate_series(0, 4999) AS i"
             )
         )
-    vacuum(scratch)
+    vacuum(scratch_of_module)
     return engine
 
 
 def test_sequential_scan(engine):
     plan = explain(engine, select(Sale).where(Sale.note == "x"))
-    assert plan.node == "Seq Scan"
+    assert [node.node_type for node in plan.nodes] == ["Seq Scan"]
     assert (plan.rows, plan.rows_removed, plan.index_cond, plan.heap_fetches) == (0, 5000, None, None)
     assert plan.index_names == []
     assert plan.buffers > 50
-    assert plan.execution_ms > 0
 
 
 def test_index_scan(engine):
     plan = explain(engine, select(Sale).where(Sale.email == "c7@x.example"))
-    assert plan.node == "Index Scan"
-    assert plan.uses("ix_sale_email") and not plan.uses("sale_pkey")
+    assert plan.nodes[0].label == "Index Scan using ix_sale_email on sale"
+    assert plan.index_names == ["ix_sale_email"]
     assert plan.index_cond == "((email)::text = 'c7@x.example'::text)"
     assert (plan.rows, plan.rows_removed) == (1, 0)
     assert 0 < plan.buffers < 10
-    assert plan.facts() == {
-        "node": "Index Scan",
-        "index": "ix_sale_email",
-        "index_cond": "((email)::text = 'c7@x.example'::text)",
-        "rows": 1,
-        "rows_removed": 0,
-        "buffers": plan.buffers,
-        "heap_fetches": None,
-    }
 
 
-def test_an_index_only_scan_without_a_condition_is_told_apart(engine, scratch):
-    statement = (
-        text("SET LOCAL enable_seqscan = off"),
-        select(Sale.email).where(Sale.email.ilike("%7@x.example")),
-    )
-    vacuum(scratch)
-    with engine.connect() as connection:
-        connection.execute(statement[0])
-        plan = explain(connection, statement[1])
-    assert plan.node == "Index Only Scan"
+def test_an_index_only_scan_without_a_condition_is_told_apart(engine):
+    vacuum(engine.url)
+    no_seqscan = tuned(engine.url, enable_seqscan="off")
+    plan = explain(no_seqscan, select(Sale.email).where(Sale.email.ilike("%7@x.example")))
+    assert plan.nodes[0].node_type == "Index Only Scan"
     assert (plan.index_cond, plan.rows, plan.rows_removed, plan.heap_fetches) == (None, 500, 4500, 0)
 
 
-def test_heap_fetches_before_and_after_vacuum(engine, scratch):
+def test_heap_fetches_before_and_after_vacuum(engine):
     lookup = select(Sale.email).where(Sale.email.between("c1", "c2"))
-
-    def heap_fetches() -> int | None:
-        with engine.connect() as connection:
-            connection.execute(text("SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off"))
-            return explain(connection, lookup).heap_fetches
-
-    vacuum(scratch)
-    assert heap_fetches() == 0
+    index_only = tuned(engine.url, enable_bitmapscan="off", enable_seqscan="off")
+    vacuum(engine.url)
+    assert explain(index_only, lookup).heap_fetches == 0
     with engine.begin() as connection:  # new versions of the rows, equal to the old
         connection.execute(update(Sale).where(Sale.id % 10 == 0).values(note=Sale.note))
-    assert heap_fetches() > 0
-    vacuum(scratch)
-    assert heap_fetches() == 0
+    assert explain(index_only, lookup).heap_fetches > 0
+    vacuum(engine.url)
+    assert explain(index_only, lookup).heap_fetches == 0
 
 
 def test_parameters_dates_and_in_lists(engine):
     day = DAY + datetime.timedelta(days=3)
     plan = explain(engine, select(Sale).where(Sale.day == day, Sale.id.in_([31, 32, 33, 999])))
-    assert plan.rows == 3
-    assert plan.rows_removed == 1
-    assert "'2024-01-04'::date" in (plan.nodes[0].filter or "")
+    assert (plan.rows, plan.rows_removed) == (3, 1)
     assert "'{31,32,33,999}'::integer[]" in plan.index_cond
-    named = "SELECT * FROM sale WHERE day = :day AND note LIKE '%n%'"
-    assert explain(engine, named, {"day": day}).rows == 10
-    assert explain(engine, text(named), {"day": day}).rows == 10
-    assert explain(engine, "SELECT * FROM sale WHERE day = %s AND price < %s", [day, Decimal("33.00")]).rows == 3
-    assert explain(engine, "SELECT * FROM sale WHERE day = %(day)s", {"day": day}).rows == 10
+    assert explain(engine, text("SELECT * FROM sale WHERE day = :day").bindparams(day=day)).rows == 10
     assert explain(engine, "SELECT * FROM sale WHERE note LIKE '%n%'").rows == 5000
 
 
-def test_the_plan_is_for_these_parameters_however_often_it_is_asked(engine):
-    with engine.connect() as connection:
-        connection.execute(text("SET plan_cache_mode = force_generic_plan"))
-        for i in range(8):  # more than psycopg's threshold for a prepared statement
-            plan = explain(connection, select(Sale).where(Sale.email == f"c{i}@x.example"))
-            assert f"'c{i}@x.example'" in plan.index_cond
+def test_the_plan_is_for_these_parameters_whatever_the_plan_cache_mode(engine):
+    generic = tuned(engine.url, plan_cache_mode="force_generic_plan")
+    plan = explain(generic, select(Sale).where(Sale.email == "c1@x.example"))
+    assert "'c1@x.example'" in plan.index_cond
 
 
-@pytest.mark.parametrize("level", [None, "AUTOCOMMIT"])
-def test_writes_leave_nothing(engine, level):
-    if level:
-        engine = engine.execution_options(isolation_level=level)
-    with engine.connect() as look:
+def test_writes_leave_nothing(engine):
+    def stored() -> tuple[int, int]:
+        with engine.connect() as look:
+            return tuple(look.execute(select(func.count(), func.sum(Sale.price))).one())
 
-        def count() -> tuple[int, int]:
-            result = tuple(look.execute(select(func.count(), func.sum(Sale.price))).one())
-            look.rollback()
-            return result
-
-        before = count()
-        plan = explain(engine, update(Sale).where(Sale.id <= 7).values(price=0))
-        assert plan.rows == 7
-        assert plan.nodes[0].node_type == "ModifyTable"
-        explain(engine, insert(Sale), {"email": "e", "day": DAY, "price": 1, "note": "n"})
-        explain(engine, "DELETE FROM sale")
-        with engine.connect() as connection:
-            explain(connection, "DELETE FROM sale")
-            assert not connection.in_transaction()
-            connection.commit()
-        assert count() == before
-
-
-def test_a_transaction_goes_on(engine):
-    with engine.connect() as connection:
-        connection.execute(update(Sale).where(Sale.id == 1).values(note="mine"))
-        assert explain(connection, "DELETE FROM sale WHERE note = 'mine'").rows == 1
-        assert connection.in_transaction()
-        connection.commit()
-        assert connection.scalar(select(Sale.note).where(Sale.id == 1)) == "mine"
-    with Session(engine) as session:
-        session.execute(update(Sale).where(Sale.id == 2).values(note="also mine"))
-        assert explain(session, select(Sale).where(Sale.note == "also mine")).rows == 1
-        session.commit()
-        explain(session, select(Sale))
-        assert not session.in_transaction()
-    with engine.connect() as connection:
-        assert connection.scalar(select(Sale.note).where(Sale.id == 2)) == "also mine"
+    before = stored()
+    plan = explain(engine, update(Sale).where(Sale.id <= 7).values(price=0))
+    assert [(node.node_type, node.rows) for node in plan.nodes[:2]] == [("ModifyTable", 0), ("Index Scan", 7)]
+    explain(engine, insert(Sale).values(email="e", day=DAY, price=1, note="n"))
+    explain(engine, "DELETE FROM sale")
+    assert stored() == before
 
 
 def test_loops_and_table(engine):
-    with engine.connect() as connection:
-        connection.execute(
-            text("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_memoize = off")
-        )
-        plan = explain(
-            connection,
-            "SELECT b.note FROM generate_series(1, 20) AS a(i) JOIN sale AS b ON b.id = a.i + 1 WHERE b.note <> 'x'",
-        )
-    inner = plan.nodes[-1]
-    assert (inner.node_type, inner.loops, inner.rows, inner.depth) == ("Index Scan", 20, 20, 1)
-    assert plan.node == "Function Scan, Index Scan"
-    assert repr(plan.table("rows", "loops")) == (
-        "node                                   rows  loops\n"
-        "Nested Loop                              20      1\n"
-        "-> Function Scan on generate_series      20      1\n"
-        "-> Index Scan using sale_pkey on sale    20     20"
+    loops = tuned(engine.url, enable_hashjoin="off", enable_mergejoin="off", enable_memoize="off")
+    plan = explain(
+        loops,
+        "SELECT b.note FROM generate_series(1, 20) AS a(i) JOIN sale AS b ON b.id = a.i + 1 WHERE b.note = 'x'",
     )
+    assert repr(plan.table("rows", "removed")) == (
+        "node                                   rows  removed\n"
+        "Nested Loop                               0        0\n"
+        "-> Function Scan on generate_series      20        0\n"
+        "-> Index Scan using sale_pkey on sale     0       20"
+    )
+    assert plan.rows_removed == 20
+    assert plan.table().headings == ("node", "index cond", "rows", "removed", "buffers", "heap fetches")
     for unstable in ("cost", "time", "ms"):
         assert unstable not in repr(plan)
     with pytest.raises(ValueError, match="expected columns among"):
@@ -212,42 +143,21 @@ def test_loops_and_table(engine):
 
 
 def test_parallel_plans_are_totals(engine):
-    with engine.connect() as connection:
-        for setting in (
-            "max_parallel_workers_per_gather = 2",
-            "parallel_setup_cost = 0",
-            "parallel_tuple_cost = 0",
-            "min_parallel_table_scan_size = 0",
-        ):
-            connection.execute(text(f"SET LOCAL {setting}"))
-        plan = explain(connection, select(func.count()).select_from(Sale).where(Sale.id % 2 == 0))
-    scan = plan.nodes[-1]
-    assert scan.loops > 1
-    assert abs(scan.rows - 2500) <= scan.loops
-    assert abs(plan.rows_removed - 2500) <= scan.loops
+    workers = 2
+    parallel = tuned(
+        engine.url,
+        max_parallel_workers_per_gather=workers,
+        parallel_setup_cost=0,
+        parallel_tuple_cost=0,
+        min_parallel_table_scan_size=0,
+    )
+    plan = explain(parallel, select(func.count()).select_from(Sale).where(Sale.id % 2 == 0))
+    assert "Gather" in [node.node_type for node in plan.nodes]
+    assert abs(plan.nodes[-1].rows - 2500) <= workers + 1
+    assert abs(plan.rows_removed - 2500) <= workers + 1
 
 
 def test_html_is_escaped(engine):
-    plan = explain(engine, select(Sale).where(Sale.note == "<script>"))
+    plan = explain(engine, select(Sale).where(Sale.email == "<script>"))
     assert "<script>" not in plan._repr_html_()
     assert "&lt;script&gt;" in plan._repr_html_()
-
-
-def test_serialize(engine):
-    plan = explain(engine, select(Sale.note).limit(100), serialize=True)
-    with engine.connect() as connection:
-        new_enough = connection.dialect.server_version_info >= (17,)
-    if new_enough:
-        assert 10_000 < plan.serialized_bytes < 15_000
-    else:
-        assert plan.serialized_bytes is None
-        assert "needs PostgreSQL 17" in repr(plan)
-    assert explain(engine, select(Sale.note).limit(100)).serialized_bytes is None
-
-
-def test_errors(engine):
-    with pytest.raises(ValueError, match="one set of parameters"):
-        explain(engine, insert(Sale), [{"email": "a"}, {"email": "b"}])
-    with pytest.raises(TypeError, match="expected an Engine"):
-        explain("postgresql://", "SELECT 1")
-    assert isinstance(explain(engine, "SELECT 1"), Plan)

@@ -26,7 +26,7 @@ RECORD = {
     "noise": 1.04,
     "round_trip_s": 3e-5,
     "versions": {"postgresql": "18.6", "python": "3.11"},
-    "scale": {"customers": 20_000},
+    "scale": 1.0,
     "at": "2026-01-01T10:00:00+00:00",
     "host": "Linux x86_64, 2 cores",
     "labels": ["a new connection <each>", "five warm", "the bare driver"],
@@ -54,7 +54,6 @@ def test_what_is_appended_is_read(tmp_path):
     results.append(RECORD, path)
     results.append(record(name="µs → ms"), path)
     assert results.read(path) == [RECORD, record(name="µs → ms")]
-    assert path.read_bytes().count(b"\n") == 2
 
 
 def test_what_is_not_json_is_refused_and_leaves_no_trace(tmp_path):
@@ -114,18 +113,8 @@ def test_four_processes_append_at_once(tmp_path):
 
 
 def test_latest_of_each_comparison():
-    old, new = record(at="2026-01-01T10:00:00+00:00"), record(at="2026-01-01T10:00:00.5Z", ratio=30.0)
-    other = record(name="other", at="2025-01-01T00:00:00+00:00")
-    elsewhere = record(lesson="03")
-    for order in ([old, new, other, elsewhere], [elsewhere, other, new, old]):
-        found = {(r["lesson"], r["name"]): r["ratio"] for r in results.latest(order)}
-        assert len(found) == 3
-        assert found[RECORD["lesson"], RECORD["name"]] == 30.0
-
-
-def test_latest_takes_the_last_given_where_no_time_is_known():
-    first, second = record(at=None, ratio=1.0), record(at=None, ratio=2.0)
-    assert results.latest([first, second]) == [second]
+    old, new, other, elsewhere = record(ratio=10.0), record(ratio=30.0), record(name="other"), record(lesson="03")
+    assert results.latest([old, other, elsewhere, new]) == [other, elsewhere, new]
 
 
 # ----------------------------------------------------------------------------------------------- the reports
@@ -174,16 +163,15 @@ def test_html_has_one_picture_for_all_distances(tmp_path):
     assert "at 2 ms" in path.read_text(encoding="utf-8")
 
 
-def test_json_has_exactly_the_promised_keys():
-    promised = {
-        "lesson", "name", "before_s", "after_s", "lower_bound_s", "ratio", "interval", "verdict", "noise",
-        "round_trip_s", "versions", "scale", "at",
-    }  # fmt: skip
-    entries = json.loads(report.as_json([*RECORDS, {k: RECORD[k] for k in ("lesson", "name", "ratio")}]))
-    assert len(entries) == 4
-    for entry in entries:
-        assert set(entry) == promised
+def test_json_has_all_but_the_samples_and_tells_distances_apart():
+    entries = json.loads(report.as_json([*RECORDS, *DISTANCES]))
     assert [e["ratio"] for e in entries] == sorted((e["ratio"] for e in entries), reverse=True)
+    assert entries[2] == {key: value for key, value in RECORD.items() if key != "samples"}
+    assert [(e["series"], e["added_round_trip_ms"]) for e in entries if "series" in e] == [
+        ("pings", 20),
+        ("pings", 2),
+        ("pings", 0),
+    ]
 
 
 def test_html_is_one_file_that_loads_nothing(tmp_path):

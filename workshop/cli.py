@@ -47,7 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--servers", action="store_true", help="the servers only")
     up.add_argument("--replicas", type=int, default=0, choices=range(4), help="streaming replicas to start, 0 to 3")
     report.add_argument("--html", metavar="FILE", type=Path, help="write one HTML file with the plots")
-    report.add_argument("--figure", metavar="FILE", type=Path, help="write a picture of each lesson's largest gain")
     return parser
 
 
@@ -154,9 +153,6 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.html:
         report.html(records, arguments.html)
         print(f"wrote {arguments.html}")
-    elif arguments.figure:
-        report.figure(records, arguments.figure)
-        print(f"wrote {arguments.figure}")
     elif arguments.json:
         print(report.as_json(records))
     else:

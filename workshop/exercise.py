@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from workshop.measure.answers import first_difference, same, short
 from workshop.observe.observation import COUNTERS, NotCounted, Observation, quantity
 from workshop.observe.observer import Observer
 
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 ASKED = {"PostgreSQL": "statements", "Redis": "redis_commands", "MongoDB": "mongo_commands"}
 
 
@@ -21,15 +23,13 @@ class Verdict:
 
     passed: bool
     reason: str
-    name: str = ""
     seen: Observation | None = field(default=None, compare=False)
 
     def __bool__(self) -> bool:
         return self.passed
 
     def __repr__(self) -> str:
-        prefix = f"{self.name}: " if self.name else ""
-        return f"{prefix}{'yes' if self.passed else 'not yet'}: {self.reason}"
+        return f"{'yes' if self.passed else 'not yet'}: {self.reason}"
 
     def _repr_html_(self) -> str:
         mark, colour = ("✓", "#00684a") if self.passed else ("…", "#8a5a00")
@@ -46,7 +46,6 @@ def check(
     observer: Observer,
     at_most: Mapping[str, int],
     at_least: Mapping[str, int] | None = None,
-    name: str = "",
     equal: Callable[[Any, Any], bool] = same,
 ) -> Verdict:
     """Run an exercise's solution once, under counters, and judge it.
@@ -56,7 +55,8 @@ def check(
     expected: the right answer, or a function that returns it. It runs before the candidate and is not counted.
     at_most, at_least: bounds for counters, `{"statements": 3}`; names as in `observe.observation.COUNTERS`. Where
         `at_least` bounds no counter of a server that `at_most` names, that server must be asked at least once, unless
-        `at_most` allows nothing there: so the answer itself, returned without work, is no solution.
+        `at_most` allows nothing there: so the answer itself, returned without work, is no solution. Any statement is
+        work here: only bounds that the lesson's own idea needs stop one that asks for nothing and returns the answer.
     equal: `equal(expected, found)`, where `answers.same` is not what is meant.
 
     The verdict is "not yet" if the candidate raises, returns nothing, answers differently, misses a bound, or leaves a
@@ -75,7 +75,7 @@ def check(
             error = raised
 
     def verdict(passed: bool, reason: str) -> Verdict:
-        return Verdict(passed, reason, name, seen)
+        return Verdict(passed, reason, seen)
 
     if error is not None:
         return verdict(False, f"it raised {_as_raised(error)}")
@@ -113,7 +113,7 @@ def _with_an_ask(at_most: Mapping[str, int], at_least: dict[str, int]) -> dict[s
     """`at_least`, and one request to each server that `at_most` bounds and `at_least` does not."""
     if not at_most and not at_least:
         raise ValueError("expected at least one bound, for instance at_most={'statements': 3}; found none")
-    asked = {COUNTERS.get(counter) for counter in at_least}
+    asked = {COUNTERS.get(counter) for counter, bound in at_least.items() if bound}
     for server in {COUNTERS.get(counter): None for counter in at_most}:
         counter = ASKED.get(server or "")
         if counter and server not in asked and at_most.get(counter, 1):
@@ -122,10 +122,11 @@ def _with_an_ask(at_most: Mapping[str, int], at_least: dict[str, int]) -> dict[s
 
 
 def _as_raised(error: Exception) -> str:
-    """The learner's own exception: the last line of its traceback, and the lines of the notebook that led there."""
+    """The learner's own exception: what it says, in one line, and the learner's innermost line on the way there."""
     last = "".join(traceback.format_exception_only(error)).strip()
     frames = traceback.extract_tb(error.__traceback__)[1:]
-    own = [frame for frame in frames if "site-packages" not in frame.filename and frame.line]
+    others = (STANDARD_LIBRARY, "-packages")
+    own = [frame for frame in frames if frame.line and not any(part in frame.filename for part in others)]
     where = f"\n  line {own[-1].lineno}, in {own[-1].name}: {own[-1].line}" if own else ""
     return f"{last.partition(chr(10))[0]}{where}"
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 import pymongo.errors
 import redis
 from psycopg import errors as pg
-from sqlalchemy import URL, NullPool, create_engine
+from sqlalchemy import URL, Executable, NullPool, create_engine
 
 from workshop import exercise, passed, plan, results, sandbox
 from workshop.far import distances
@@ -23,7 +23,6 @@ from workshop.measure.compare import compare
 from workshop.measure.result import Comparison
 from workshop.observe.observation import Observation
 from workshop.observe.observer import Observer
-from workshop.servers import mongo_server, redis_server
 from workshop.servers.extra import ExtraServers
 from workshop.servers.lifecycle import NAMES, up
 from workshop.servers.postgres_server import dsn, wait_for_replicas
@@ -51,13 +50,11 @@ class Lesson:
         self.wanted = tuple(wanted)
         self._sandbox = sandbox.create(servers, name.split("-")[0], wanted, biographies=biographies)
         self._watcher: subprocess.Popen = sandbox.watch(self._sandbox)
-        self._mongo = mongo_server.connect(self.mongo_url) if "mongo" in wanted else None
-        self._redis = redis_server.connect(self.redis_url, decode_responses=True) if "redis" in wanted else None
         self.observer = Observer(
             postgres=servers.postgres if "postgres" in wanted else None,
             database=self._sandbox.name,
-            mongo=self._mongo[self._sandbox.name] if self._mongo is not None else None,
-            redis=self._redis,
+            mongo=servers.mongo if "mongo" in wanted else None,
+            redis=self._sandbox.redis if "redis" in wanted else None,
             replicas=servers.replicas,
         )
         wait_for_replicas(servers.postgres, servers.replicas)
@@ -202,10 +199,9 @@ class Lesson:
             **options,
         )
 
-    def explain(self, statement, params=None, **options) -> plan.Plan:
+    def explain(self, statement: Executable | str) -> plan.Plan:
         """Run EXPLAIN ANALYZE on this lesson's database, see `plan.explain`."""
-        engine = create_engine(self.postgres, poolclass=NullPool)
-        return plan.explain(engine, statement, params, **options)
+        return plan.explain(create_engine(self.postgres, poolclass=NullPool), statement)
 
     def check(
         self,
@@ -250,9 +246,6 @@ class Lesson:
         while self._extra:
             self._extra.pop().close()
         self.observer.close()
-        for client in (self._mongo, self._redis):
-            if client is not None:
-                client.close()
         self._sandbox.drop()
         self._watcher.kill()  # nothing is left for it to do
         self._watcher.wait()

@@ -12,27 +12,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from workshop.measure.result import Comparison
-from workshop.state import WorkshopError
 from workshop.table import Table, seconds, significant
 
-__all__ = ["EMPTY", "KEYS", "as_json", "figure", "html", "table"]
+__all__ = ["EMPTY", "as_json", "html", "table"]
 
 EMPTY = "No results yet: run a notebook first (make lab), then ask again."
-KEYS = (
-    "lesson",
-    "name",
-    "before_s",
-    "after_s",
-    "lower_bound_s",
-    "ratio",
-    "interval",
-    "verdict",
-    "noise",
-    "round_trip_s",
-    "versions",
-    "scale",
-    "at",
-)
 HEADINGS = ("lesson", "comparison", "before", "after", "lower bound", "gain (interval)", "verdict")
 NUMBERS = (2, 3, 4, 5)  # columns that stand to the right
 
@@ -84,27 +68,13 @@ def table(records: Sequence[Record]) -> Table:
 
 
 def as_json(records: Sequence[Record]) -> str:
-    """A JSON array, the best gain first; each entry has exactly the keys `KEYS`, null for unknown.
+    """A JSON array, the best gain first: the records as they were kept, without their samples.
 
-    Times end in `_s` and are seconds; `ratio` is before/after, `interval` its 95 % interval [low, high].
+    Times end in `_s` and are seconds; `ratio` is before/after, `interval` its 95 % interval [low, high]. Where a
+    comparison was made at several distances, `series` is its name and `added_round_trip_ms` tells them apart.
     """
-    return json.dumps([{key: r.get(key) for key in KEYS} for r in _best_first(records)], indent=2, ensure_ascii=False)
-
-
-def figure(records: Sequence[Record], path: Path) -> None:
-    """Write a picture (PNG or SVG, by the file's ending) of each lesson's largest gain, near the servers.
-
-    A gain that was measured beside a lower bound goes before the others. Raises WorkshopError when there is no gain.
-    """
-    from workshop import figures  # matplotlib is slow to import: the table and the JSON need none of it
-
-    largest: dict[str, Record] = {}
-    for record in sorted(_best_first(records), key=lambda record: not record.get("lower_bound_s")):
-        if record["verdict"] == "faster" and not _added_ms(record):
-            largest.setdefault(record["lesson"], record)
-    if not largest:
-        raise WorkshopError(EMPTY)
-    figures.gains(list(largest.values()), "The largest gain of each lesson").savefig(path)
+    entries = [{key: value for key, value in record.items() if key != "samples"} for record in _best_first(records)]
+    return json.dumps(entries, indent=2, ensure_ascii=False)
 
 
 def html(records: Sequence[Record], path: Path) -> None:
@@ -112,7 +82,7 @@ def html(records: Sequence[Record], path: Path) -> None:
 
     Nothing is loaded from elsewhere. Records without raw samples get no plot of their own.
     """
-    from workshop import figures  # see figure()
+    from workshop import figures  # matplotlib is slow to import: the table and the JSON need none of it
 
     ordered = _distances_together(records)
     # Farther away is one picture with the nearest, not many of the same.

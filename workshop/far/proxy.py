@@ -48,8 +48,6 @@ LONGEST_MS = 1000.0
 START_DEADLINE_S = 20.0
 ANSWER_DEADLINE_S = 5.0
 CONNECT_DEADLINE_S = 10.0
-CHUNK = 256 * 1024
-ON_THE_WAY = 64 * 1024 * 1024  # bytes; more is left with the sender, as TCP's own window would
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class Proxy:
         self._ask("reset")
 
     def close(self) -> None:
-        """End the proxy and every connection through it; what is on its direction still arrives. Twice does no harm."""
+        """End the proxy and every connection through it; what is on its way still arrives. Twice does no harm."""
         with self._lock:
             process, self._process = self._process, None
         if process is None:
@@ -176,18 +174,17 @@ class Proxy:
 
 def checked_round_trip(value: object) -> float:
     """`value` as a round trip in milliseconds; ValueError if it is no number from 0 to 1000."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= LONGEST_MS:  # type: ignore[operator]
-        raise ValueError(f"round_trip_ms must be a number from 0 to {LONGEST_MS:.0f}, found {value!r}.")
-    return float(value)  # type: ignore[arg-type]
+    return _number("round_trip_ms", value, 0, LONGEST_MS)
 
 
 def checked_bandwidth(value: object) -> float | None:
     """`value` as Mbit/s; None is no limit; ValueError if it is no number from 0.1 to 100,000."""
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.1 <= value <= 100_000:
-        raise ValueError(f"mbit_s must be a number from 0.1 to 100,000, or None for no limit, found {value!r}.")
+    return None if value is None else _number("mbit_s", value, 0.1, 100_000, ", or None for no limit")
+
+
+def _number(name: str, value: object, low: float, high: float, more: str = "") -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low:g} to {high:,.0f}{more}, found {value!r}.")
     return float(value)
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import gc
 import inspect
 import math
-import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ MIN_PAIRS = 6
 # pairs than just after the warm-up.
 AIM_NS = 1_250_000
 MAX_BATCH = 10_000_000
+SEED = 0  # of the bootstrap
 
 Work = Callable[[], Any]
 
@@ -100,11 +100,9 @@ def _check_arguments(
     if isinstance(labels, str) or len(labels) < len(work) or not all(isinstance(x, str) for x in labels):
         raise ValueError(f"labels must be {len(work)} strings, one per arm, found {short(labels)}.")
     for name, value, least in (("units", units, 1), ("pairs", pairs, MIN_PAIRS)):
-        try:
-            whole = operator.index(value)
-        except TypeError:
-            raise ValueError(f"{name} must be a whole number, found {short(value)}.") from None
-        if whole < least:
+        if not isinstance(value, int):
+            raise ValueError(f"{name} must be a whole number, found {short(value)}.")
+        if value < least:
             raise ValueError(f"{name} must be at least {least}, found {value}.")
     if pairs % 2:
         raise ValueError(f"pairs must be even, found {pairs}: ABBA needs as many AB as BA.")
@@ -125,7 +123,6 @@ def compare(
     budget_s: float = 5.0,
     equal: Callable[[Any, Any], Any] | None = None,
     prepare: Work | None = None,
-    seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Comparison:
     """Measure `before` against `after`, and a `lower_bound` that this work cannot go below; returns a `Comparison`.
@@ -135,10 +132,11 @@ def compare(
         answer is free.
     unit, units: what one call does, and how many: unit="query", units=200 gives seconds per query.
     pairs: pairs of samples, even, and fixed before the first is taken: as many as fit in `budget_s` seconds, at least
-        6. The budget covers the pairs, not the check of the answers and the warm-ups (3 calls per arm).
+        6. The budget covers the pairs, not what comes before them: the check of the answers, and per arm two warm-ups
+        and the calls by which the batch is found.
     equal: own test of the two answers, called with both; default `answers.same`, aware of numpy, pandas and NaN.
     prepare: runs untimed before every sample, such as emptying the table that is written; a sample is then one call.
-    seed: of the bootstrap. clock: returns nanoseconds; only tests need another one.
+    clock: returns nanoseconds; only tests need another one.
 
     The verdict is "faster" (or "slower") when the whole 95 % interval of the ratio before/after lies beyond 1.1 and the
     noise of this run, "slightly faster" when beyond the noise only, else "~". The interval is of this run of this
@@ -160,14 +158,14 @@ def compare(
     taken, batch = _take_samples(work, prepare, pairs, budget_s, clock, name or "measuring")
     samples = {arm: [ns / 1e9 / batch[arm] / units for ns in values] for arm, values in taken.items()}
     logs = {arm: np.log(values) for arm, values in samples.items()}
-    ratio, low, high = interval_of(logs["before"] - logs["after"], seed)
-    noise = noise_of(samples, seed)
-    to_lower_bound = interval_of(logs["after"] - logs["lower_bound"], seed) if lower_bound else None
+    ratio, low, high = interval_of(logs["before"] - logs["after"], SEED)
+    noise = noise_of(samples, SEED)
+    to_lower_bound = interval_of(logs["after"] - logs["lower_bound"], SEED) if lower_bound else None
     return Comparison(
         name=name,
         labels=tuple(labels),
         unit=unit,
-        units=int(units),
+        units=units,
         samples=samples,
         batch=batch,
         ratio=ratio,

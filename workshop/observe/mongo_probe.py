@@ -11,7 +11,6 @@ from typing import Any
 
 import pymongo
 from pymongo import monitoring
-from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from workshop.observe.observation import DEADLINE, Observation
@@ -81,12 +80,16 @@ class MongoProbe:
 
     EXAMINED = ("documents_examined", "keys_examined")
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, url: str, database: str | None) -> None:
+        if not database:
+            raise ValueError("expected the name of the database to watch; found none")
+        milliseconds = DEADLINE * 1000
+        client = pymongo.MongoClient(url, serverSelectionTimeoutMS=milliseconds, connectTimeoutMS=milliseconds)
+        self.database = client[database]
         _listen()
 
     def close(self) -> None:
-        """Close the client of the database."""
+        """Close the observer's own client."""
         self.database.client.close()
 
     def _run(self, command: str, value: Any, **options: Any) -> dict[str, Any]:

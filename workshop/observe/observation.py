@@ -14,7 +14,6 @@ DEADLINE = 5
 COUNTERS: dict[str, str] = {
     "statements": "PostgreSQL",
     "rows": "PostgreSQL",
-    "transactions": "PostgreSQL",
     "commits": "PostgreSQL",
     "rollbacks": "PostgreSQL",
     "connections": "PostgreSQL",
@@ -29,8 +28,8 @@ COUNTERS: dict[str, str] = {
 }
 """Every counter, in the order of the table, and the server that it comes from."""
 
-ON_REQUEST = {"transactions", "blocks", "wal_bytes"}
-"""Shown only when asked for: the sum of two others, and two numbers which differ a little between runs and versions."""
+ON_REQUEST = {"blocks", "wal_bytes"}
+"""Shown only when asked for: they differ a little between runs and versions."""
 
 _WORDS = {
     "wal_bytes": ("WAL byte", "WAL bytes"),
@@ -89,17 +88,16 @@ def quantity(name: str, count: int | NotCounted) -> str:
 class Observation:
     """The counters of one `watch()` block, each as an attribute and by `seen["name"]`; filled when the block ends.
 
-    statements, rows (returned or written by them), commits, rollbacks, transactions (both together),
-        connections (opened), blocks (of 8 kB, found in or read into shared buffers), wal_bytes (written by
-        statements; commit records are not included)
+    statements, rows (returned or written by them), commits, rollbacks, connections (opened), blocks (of 8 kB, found
+        in or read into shared buffers), wal_bytes (written by statements; commit records are not included)
     redis_commands, redis_hits, redis_misses (of key look-ups)
     mongo_commands, documents_examined, keys_examined
 
-    A counter that could not be counted is a `NotCounted`; `"statements" in seen` tells. LookupError or AttributeError
-    for a name that is no counter, RuntimeError for a counter read before the block has ended.
+    A counter that could not be counted is a `NotCounted`. LookupError or AttributeError for a name that is no counter,
+    RuntimeError for a counter read before the block has ended.
 
     The table shows the counters that are not zero, and those asked for by `watch("blocks")` or
-    `seen.show("blocks", "statements")`. blocks, wal_bytes and transactions appear only when asked for.
+    `seen.show("blocks", "statements")`. blocks and wal_bytes appear only when asked for.
     """
 
     def __init__(self, asked: Iterable[str] = ()) -> None:
@@ -131,9 +129,6 @@ class Observation:
         if not self._done:
             raise RuntimeError(f"{name} is not counted yet: read it after the with block has ended")
         return self._missing[name] if name in self._missing else self._counts[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._counts
 
     def __dir__(self) -> list[str]:
         return sorted([*super().__dir__(), *self._counts])

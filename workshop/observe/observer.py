@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-import redis as redis_driver
-from pymongo.database import Database
 from sqlalchemy import URL
 
 from workshop.observe.mongo_probe import MongoProbe
@@ -21,9 +19,9 @@ class Observer:
     postgres: URL of any database of the server to watch. The counters are read from that database, or from "postgres"
         if it is the watched one; it needs the extension pg_stat_statements, else only `connections` is counted. A role
         that is no member of pg_read_all_stats counts its own statements.
-    database: name of the watched database; by default the URL's.
-    mongo: the watched database; create the observer before the clients whose commands shall be counted.
-    redis: any client of the watched server.
+    database: name of the watched database, on PostgreSQL and MongoDB alike; by default that of PostgreSQL's URL.
+    mongo: URL of the server; create the observer before the clients whose commands shall be counted.
+    redis: URL of the server.
     replicas: URLs of streaming replicas, for `seen.statements_by_server`.
 
     A server that is None is not watched. What cannot be counted is a `NotCounted` in the observation, with the reason:
@@ -34,15 +32,15 @@ class Observer:
         self,
         postgres: URL | None,
         database: str | None = None,
-        mongo: Database | None = None,
-        redis: redis_driver.Redis | None = None,
+        mongo: str | None = None,
+        redis: str | None = None,
         replicas: Sequence[URL] = (),
     ) -> None:
         self._probes: list[PostgresProbe | RedisProbe | MongoProbe] = []
         watched = {"MongoDB": mongo, "Redis": redis, "PostgreSQL": postgres}
         self._unwatched = [name for name, server in COUNTERS.items() if watched[server] is None]
         if mongo is not None:
-            self._probes.append(MongoProbe(mongo))
+            self._probes.append(MongoProbe(mongo, database or (postgres and postgres.database)))
         if redis is not None:
             self._probes.append(RedisProbe(redis))
         if postgres is not None:
@@ -53,7 +51,7 @@ class Observer:
             self._probes.append(PostgresProbe(postgres, database, "primary"))
 
     def close(self) -> None:
-        """Close the observer's connections, and the client of the MongoDB database that it was given."""
+        """Close the observer's connections."""
         for probe in self._probes:
             probe.close()
 

@@ -19,7 +19,6 @@ from workshop.observe.statements import (
     CONTROL,
     StatementCount,
     classified,
-    cold_autocommit_engines,
     is_query,
     normalised,
     transactions,
@@ -47,7 +46,7 @@ class _Reading:
 class PostgresProbe:
     """The counters of one database on one server."""
 
-    STATEMENT_COUNTERS = ("statements", "rows", "transactions", "commits", "rollbacks", "blocks", "wal_bytes")
+    STATEMENT_COUNTERS = ("statements", "rows", "commits", "rollbacks", "blocks", "wal_bytes")
 
     def __init__(self, url: URL, database: str | None, label: str) -> None:
         watched = database or url.database
@@ -148,13 +147,12 @@ class PostgresProbe:
     @contextmanager
     def watch(self, seen: Observation) -> Iterator[None]:
         before = self.read(texts=False)
-        with cold_autocommit_engines(self.database) as cold:
-            try:
-                yield
-            finally:
-                self._fill(seen, before, self.read(texts=True), len(cold))
+        try:
+            yield
+        finally:
+            self._fill(seen, before, self.read(texts=True))
 
-    def _fill(self, seen: Observation, before: _Reading, after: _Reading, cold_autocommit: int) -> None:
+    def _fill(self, seen: Observation, before: _Reading, after: _Reading) -> None:
         primary = self.label == "primary"
         absent = [] if before.sessions is not None and after.sessions is not None else ["connections"]
         if primary and not absent:
@@ -175,7 +173,7 @@ class PostgresProbe:
         self._add_notes(seen, before, after)
         if not primary:
             return
-        commits, rollbacks = transactions(statements, cold_autocommit)
+        commits, rollbacks = transactions(statements)
         seen._count(
             statements=sum(s.calls for s in work),
             rows=sum(s.rows for s in work),
@@ -183,10 +181,9 @@ class PostgresProbe:
             blocks=sum(s.blocks for s in work),
             commits=commits,
             rollbacks=rollbacks,
-            transactions=commits + rollbacks,
         )
         if after.control_reason:
-            seen._absent(["commits", "rollbacks", "transactions"], after.control_reason)
+            seen._absent(["commits", "rollbacks"], after.control_reason)
         seen._statements = [replace(s, kind="transaction control") if s.kind in CONTROL else s for s in statements]
 
     def _changes(self, before: _Reading, after: _Reading) -> list[StatementCount] | str:

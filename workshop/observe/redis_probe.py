@@ -78,34 +78,25 @@ def _counting_many(pack_commands: Any) -> Any:
 class RedisProbe:
     """The commands of this process's redis-py clients, and the hits and misses of one Redis server."""
 
-    def __init__(self, client: redis_driver.Redis) -> None:
-        pool = client.connection_pool
-        wanted = {"host", "port", "path", "username", "password", "credential_provider", "protocol"}
-        kwargs = {k: v for k, v in pool.connection_kwargs.items() if k in wanted or k.startswith("ssl_")}
-        # a pool of its own, because the lesson's client need not have a deadline
-        self.pool = redis_driver.ConnectionPool(
-            connection_class=pool.connection_class,
-            socket_timeout=DEADLINE,
-            socket_connect_timeout=DEADLINE,
-            **kwargs,
-        )
-        self.user = kwargs.get("username") or "default"
+    def __init__(self, url: str) -> None:
+        self.client = redis_driver.Redis.from_url(url, socket_timeout=DEADLINE, socket_connect_timeout=DEADLINE)
+        self.user = self.client.get_connection_kwargs().get("username") or "default"
         _listen()
 
     def close(self) -> None:
         """Close the observer's own connections."""
-        self.pool.disconnect()
+        self.client.close()
 
     def read(self) -> Mapping[str, Any] | str:
         """INFO's sections commandstats and stats, or why they cannot be read."""
         try:
-            return redis_driver.Redis(connection_pool=self.pool).info("commandstats", "stats")
+            return self.client.info("commandstats", "stats")
         except redis_driver.exceptions.NoPermissionError:
             return f"this account may not run INFO; an administrator runs ACL SETUSER {self.user} +info"
         except redis_driver.RedisError as error:
             return f"Redis's counters cannot be read by INFO: {error}"
         finally:
-            self.pool.disconnect()  # so that an idle observer holds no connection
+            self.client.close()  # so that an idle observer holds no connection
 
     @contextmanager
     def watch(self, seen: Observation) -> Iterator[None]:
