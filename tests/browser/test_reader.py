@@ -255,11 +255,7 @@ def test_nothing_is_wider_than_its_place(lab, page, name):
         assert_fits(whole(page, name))
 
 
-# Cells of 13 to 17 are taller than a screen and are still to be split.
-FITTING = [name for name in LESSONS if name[:2] not in ("13", "14", "15", "16", "17")]
-
-
-@pytest.mark.parametrize("name", FITTING)
+@pytest.mark.parametrize("name", LESSONS)
 def test_no_slide_overflows(lab, page, name):
     """The live slides of jupyterlab-rise, with the stored outputs, on a screen of 1280 by 720."""
     page.set_viewport_size({"width": 1280, "height": 720})
@@ -270,12 +266,8 @@ def test_no_slide_overflows(lab, page, name):
     tall, seen, last = [], 0, ""
     while page.url != last and seen < 99:
         last, seen = page.url, seen + 1
-        # A cell that is taller than the screen by itself stands alone, and the teacher scrolls it.
-        height, cells = page.evaluate(
-            "(() => { const slide = [...document.querySelectorAll('.reveal section.present')].at(-1);"
-            " return [slide.scrollHeight, slide.querySelectorAll('.jp-Cell').length]; })()"
-        )
-        if height > (720 if cells > 1 else 960):
+        height = page.evaluate("[...document.querySelectorAll('.reveal section.present')].at(-1).scrollHeight")
+        if height > 720:
             tall.append(f"slide {last.partition('#')[2]} is {height} pixels high")
         page.keyboard.press("Space")
         page.wait_for_timeout(150)
