@@ -1,7 +1,6 @@
 """What the project shows of its own runs: notebooks/shipped.json, and README's table and picture of gains.
 
-`store_outputs.py` calls it after the notebooks that it ran. Of those, results of this run replace all that were there;
-the other lessons keep theirs.
+`store_outputs.py` calls `keep` after each notebook, because later ones read the file, and `show` at the end.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 from workshop import figures, report, results
@@ -23,14 +21,16 @@ ROW = re.compile(r"^(\| \[[^]]+\]\(notebooks/([\w-]+)\.ipynb\) \| [^|]+ \| )([^|
 ALT = re.compile(r"(!\[The gain of each comparison above .* from )[\d.,]+ to [\d.,]+( times)")
 
 
-def ship(lessons: Collection[str], since: str) -> None:
-    """Take over what the notebooks `lessons` (names without ending) measured since the time `since` (ISO 8601, UTC)."""
-    kept = [run for run in json.loads(SHIPPED.read_text()) if run["lesson"] not in lessons]
-    new = [r for r in results.read(state_dir() / results.FILE) if r["lesson"] in lessons and r["at"] >= since]
-    runs = sorted([*kept, *results.latest(new)], key=lambda run: (run["lesson"], run["name"]))
-    SHIPPED.write_text(report.as_json(runs) + "\n")
+def keep(lesson: str, since: str) -> None:
+    """Replace the shipped results of `lesson` by those measured since the time `since` (ISO 8601, UTC)."""
+    others = [run for run in json.loads(SHIPPED.read_text()) if run["lesson"] != lesson]
+    own = [run for run in results.read(state_dir() / results.FILE) if run["lesson"] == lesson and run["at"] >= since]
+    SHIPPED.write_text(report.as_json([*others, *results.latest(own)]) + "\n")
 
-    by_name = {(run["lesson"], run["name"]): run for run in runs}
+
+def show() -> None:
+    """Write the shipped gains into README's table and picture."""
+    by_name = {(run["lesson"], run["name"]): run for run in json.loads(SHIPPED.read_text())}
     readme = (ROOT / "README.md").read_text()
     rows = [(row[2], row[3]) for row in ROW.finditer(readme)]
     if missing := [row for row in rows if row not in by_name]:

@@ -53,4 +53,5 @@ if __name__ == "__main__":
     for path in paths:
         print(path.name, flush=True)
         store(path)
-    ship.ship([path.stem for path in paths], start)
+        ship.keep(path.stem, start)
+    ship.show()
