@@ -36,13 +36,8 @@ def show() -> None:
     if missing := [row for row in rows if row not in by_name]:
         sys.exit(f"README.md's table names comparisons that nobody has run: {missing}")
     shown = [by_name[row] for row in rows]
-    text = ROW.sub(lambda row: f"{row[1]}{row[3]} | {gain(by_name[row[2], row[3]])} |", readme)
+    text = ROW.sub(lambda row: f"{row[1]}{row[3]} | {report.gain(by_name[row[2], row[3]])} |", readme)
     least, *_, most = sorted(run["ratio"] for run in shown)
     text = ALT.sub(rf"\g<1>{significant(least)} to {significant(most)}\g<2>", text)
     (ROOT / "README.md").write_text(text)
     figures.gains(shown, "The gain of each lesson's comparison").savefig(ROOT / "notebooks" / "gains.png")
-
-
-def gain(run: dict) -> str:
-    low, high = run["interval"]
-    return f"{significant(run['ratio'])}x ({significant(low)} to {significant(high)})"

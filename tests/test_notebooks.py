@@ -15,7 +15,7 @@ import ship
 import slide_marks
 from packaging.requirements import Requirement
 
-from workshop import colab
+from workshop import colab, report
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -269,7 +269,7 @@ def test_the_readmes_table_shows_the_shipped_runs():
     rows = list(ship.ROW.finditer((NOTEBOOKS.parent / "README.md").read_text()))
     assert {row[2] for row in rows} == {path.stem for path in LESSONS}
     for row in rows:
-        assert row[0].endswith(f"| {ship.gain(shipped[row[2], row[3]])} |"), row[0]
+        assert row[0].endswith(f"| {report.gain(shipped[row[2], row[3]])} |"), row[0]
 
 
 @each_lesson

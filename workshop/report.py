@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 from workshop.measure.result import Comparison
 from workshop.table import Table, seconds, significant
 
-__all__ = ["EMPTY", "as_json", "html", "table"]
+__all__ = ["EMPTY", "as_json", "gain", "html", "table"]
 
 EMPTY = "No results yet: run a notebook first (make lab), then ask again."
 HEADINGS = ("lesson", "comparison", "before", "after", "lower bound", "gain (interval)", "verdict")
@@ -44,7 +44,8 @@ def _distances_together(records: Sequence[Record]) -> list[Record]:
     return sorted(records, key=lambda r: (place[_series(r)], _added_ms(r)))
 
 
-def _gain(record: Record) -> str:
+def gain(record: Record) -> str:
+    """The gain and its interval: "20.7x (19.8 to 21.5)"."""
     low, high = record["interval"]
     return f"{significant(record['ratio'])}x ({significant(low)} to {significant(high)})"
 
@@ -57,7 +58,7 @@ def _cells(record: Record) -> tuple[str, ...]:
         seconds(record["before_s"]),
         seconds(record["after_s"]),
         seconds(bound) if bound is not None else "-",
-        _gain(record),
+        gain(record),
         str(record["verdict"]),
     )
 
@@ -89,7 +90,7 @@ def html(records: Sequence[Record], path: Path) -> None:
     nearest = [record for record in ordered if not _added_ms(record)]
     overview = None
     if nearest:
-        alt = "; ".join(f"{r.get('lesson')} {r.get('name')}: {_gain(r)}" for r in nearest)
+        alt = "; ".join(f"{r.get('lesson')} {r.get('name')}: {gain(r)}" for r in nearest)
         overview = _picture(figures.gains(nearest), alt)
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(
         "report.html.jinja"
@@ -115,7 +116,7 @@ def _part(record: Record, ordered: Sequence[Record]) -> dict[str, Any]:
         alt = f"{title}: gain at " + ", ".join(f"{t:.2g} ms {significant(x)}x" for t, x, _, _ in points)
         nearest = None if _added_ms(far[0]) else record.get("nearest") or "loopback"
         pictures.append(_picture(figures.distance(points, nearest=nearest), alt))
-    sentence = f"{seconds(record['before_s'])} became {seconds(record['after_s'])}: {_gain(record)}"
+    sentence = f"{seconds(record['before_s'])} became {seconds(record['after_s'])}: {gain(record)}"
     return {"title": title, "pictures": pictures, "sentence": sentence, "facts": _facts(record)}
 
 
