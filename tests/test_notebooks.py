@@ -32,8 +32,6 @@ HEADINGS = [
     "10. Take away",
 ]
 IGNORED = "nbval-ignore-output"
-# Their cores take longer than 25 minutes, as they say, and their exercises do not try what must not pass. No new ones.
-NOT_CUT_YET = {"10", "13"}
 
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
@@ -134,8 +132,6 @@ def test_each_exercise_refuses_what_is_no_solution(path):
     """After each solution a collapsed cell tries an empty function, the answer alone, what the lesson has at hand."""
     content = json.loads(path.read_text())["cells"]
     solutions = [i for i, cell in enumerate(content) if "solution" in tags(cell)]
-    if path.stem[:2] in NOT_CUT_YET:
-        return
     assert all("cheats" in tags(content[i + 1]) for i in solutions)
     for cell in (content[i + 1] for i in solutions):
         assert cell["metadata"].get("jupyter", {}).get("source_hidden") is True and IGNORED not in tags(cell)
@@ -174,7 +170,7 @@ def test_the_stated_minutes_are_honest(path):
     needed = words / 180 + lines / 12 + run_s / 60 + 8
     stated = int(re.search(r"· (\d+) minutes ·", prose[0]).group(1))
     assert 0.8 <= stated / needed <= 1.25, f"{needed:.0f} minutes needed, {stated} stated"
-    assert stated <= 25 or path.stem[:2] in NOT_CUT_YET
+    assert stated <= 25
     index = (NOTEBOOKS / "README.md").read_text()
     assert re.search(rf"\({re.escape(path.name)}\) \| {stated} \|", index), "the index states other minutes"
 
