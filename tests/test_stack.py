@@ -22,7 +22,7 @@ import pytest
 import redis
 from pymongo.errors import OperationFailure
 
-from workshop.servers import lifecycle, postgres_server
+from workshop.servers import lifecycle, local, mongo_server, postgres_server
 from workshop.servers.find import find, package_folder
 from workshop.servers.postgres_server import dsn
 from workshop.servers.redis_server import Redis
@@ -135,6 +135,34 @@ def test_a_server_that_no_longer_answers_is_replaced(own_state):
         if frozen.is_running():
             frozen.kill()
     assert servers.postgres == lifecycle.up().postgres
+
+
+def test_a_server_that_lets_nobody_in_is_left_alone(own_state, monkeypatch):
+    """Open lessons have taken all connections, or it has another password than we know."""
+    monkeypatch.setattr(local, "REFUSED_DEADLINE_S", 0.3)
+    query(lifecycle.up(("postgres",)).postgres, "ALTER SYSTEM SET max_connections = 8")
+    lifecycle.down()
+    servers = lifecycle.up()
+    before = {name: process.pid for name, process in server_processes(own_state).items()}
+    with contextlib.ExitStack() as lessons:
+        taken = []
+        with contextlib.suppress(psycopg.OperationalError):
+            while True:
+                taken.append(lessons.enter_context(psycopg.connect(dsn(servers.postgres))))
+        with pytest.raises(local.Refused, match=r"postgres runs and lets nobody in \(.*too many clients already\)"):
+            lifecycle.up(("postgres",))
+        assert all(connection.execute("SELECT 1").fetchone() == (1,) for connection in taken)
+    with redis.Redis.from_url(servers.redis) as lesson:
+        lesson.config_set("maxclients", 1)
+        with pytest.raises(local.Refused, match="max number of clients reached"):
+            lifecycle.up(("redis",))
+        lesson.config_set("maxclients", 100)
+    with monkeypatch.context() as other:
+        other.setattr(mongo_server, "password", lambda name: "another")
+        with pytest.raises(local.Refused, match="Authentication failed"):
+            lifecycle.up(("mongo",))
+    assert lifecycle.up() == servers
+    assert {name: process.pid for name, process in server_processes(own_state).items()} == before
 
 
 def test_a_half_made_data_folder_is_made_anew(own_state):

@@ -96,7 +96,7 @@ class RedisNode(redis_server.Redis):
         self.process.start(
             [tools / "redis-server", self.folder / "redis.conf"],
             port,
-            lambda: self.version(port) is not None,
+            lambda: self.ready(port),
             source=tools.source,
         )
 

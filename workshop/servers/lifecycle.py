@@ -90,7 +90,7 @@ def find() -> tuple[dict[str, Service | None], list[Service]]:
     }
     found = {name: _or_none(look) for name, look in finders.items()}
     replicas = _or_none(postgres_server.replicas_from_environment) or []
-    replicas += [service for cluster in postgres_server.replicas_made() if (service := cluster.service())]
+    replicas += [service for cluster in postgres_server.replicas_made() if (service := _or_none(cluster.service))]
     return found, replicas
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import redis
 
 from workshop.servers.find import Programs, find, package_folder
-from workshop.servers.local import LocalServer
+from workshop.servers.local import LocalServer, Refused
 from workshop.servers.process import free_port
 from workshop.servers.service import Service
 from workshop.state import WorkshopError, named, password, setting, write_private
@@ -80,8 +80,12 @@ class Redis(LocalServer):
     def version(self, port: int) -> str | None:
         try:
             return server_version(self.url(port))
-        except (redis.RedisError, OSError):
+        except (redis.TimeoutError, OSError):
             return None
+        except redis.RedisError as error:
+            if "connecting to" in str(error):  # nobody listens
+                return None
+            raise Refused(self.name, error) from None
 
     def start(self) -> None:
         tools = programs()
@@ -99,7 +103,7 @@ class Redis(LocalServer):
         self.process.start(
             [tools / "redis-server", self.folder / "redis.conf"],
             port,
-            lambda: self.version(port) is not None,
+            lambda: self.ready(port),
             source=tools.source,
         )
 
