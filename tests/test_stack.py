@@ -165,6 +165,15 @@ def test_a_server_that_lets_nobody_in_is_left_alone(own_state, monkeypatch):
     assert {name: process.pid for name, process in server_processes(own_state).items()} == before
 
 
+def test_a_server_is_known_whatever_the_clock_says(own_state, monkeypatch):
+    """When a process was started, psutil reckons from the time that the system says it was booted."""
+    redis_url = lifecycle.up(("redis",)).redis
+    pid = server_processes(own_state)["redis"].pid
+    later = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: later(process) + 3600)
+    assert lifecycle.up(("redis",)).redis == redis_url and server_processes(own_state)["redis"].pid == pid
+
+
 def test_a_half_made_data_folder_is_made_anew(own_state):
     half = own_state / "postgres" / "data"
     half.mkdir(parents=True)
