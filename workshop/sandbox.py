@@ -101,7 +101,7 @@ class Sandbox:
                 drop_mongo(client, self.name)
         if self.redis_url and self.redis_database is not None:
             with suppress(redis.RedisError):
-                lease.free_redis(self.redis_url, self.redis, self.redis_database)
+                lease.free_redis(self.redis_url, self.redis, self.redis_database, self.name)
         self.release()
         learner.give_name(self.name)
 
@@ -160,7 +160,7 @@ def create(servers: Servers, label: str, wanted: Sequence[str], *, biographies: 
                     client[DATABASE].profiles.aggregate([{"$out": {"db": sandbox.name, "coll": "profiles"}}])
         if "redis" in wanted:
             sandbox.redis_url = servers.redis
-            claimed = _claim_redis(servers.redis)
+            claimed = _claim_redis(servers.redis, sandbox.name)
             sandbox.redis_database = claimed.number
             sandbox.hold(claimed)
     except BaseException:
@@ -212,8 +212,8 @@ def _ready_documents(url: str) -> str | None:
         return (client[DATABASE][lease.LEASES].find_one({"_id": learner.READY}) or {}).get("name")
 
 
-def _claim_redis(url: str) -> lease.RedisLease:
-    """The lease of an empty database that is ours from now on; the URL's own only where a server has no other."""
+def _claim_redis(url: str, sandbox: str) -> lease.RedisLease:
+    """The `sandbox`'s lease of an empty database, its own from now on; the URL's only where a server has no other."""
     with redis_server.connect(url, decode_responses=True) as client:
         home = int(client.connection_pool.connection_kwargs.get("db") or 0)
         taken = lease.redis_leases(client)
@@ -223,7 +223,7 @@ def _claim_redis(url: str) -> lease.RedisLease:
         with redis_server.connect(redis_database_url(url, number), decode_responses=True) as candidate:
             empty = all(key == lease.REGISTRY for key in candidate.scan_iter(count=1000))
         if empty:
-            claimed = lease.RedisLease(url, number)
+            claimed = lease.RedisLease(url, number, sandbox)
             if claimed.taken:
                 return claimed
             claimed.close()
@@ -275,9 +275,9 @@ def reap(servers: Servers, wanted: Sequence[str] = ("postgres", "mongo", "redis"
                     dropped.append(name)
     if "redis" in wanted and "redis" in servers:
         with redis_server.connect(servers.redis, decode_responses=True) as client:
-            abandoned = [number for number, held in lease.redis_leases(client).items() if not held]
-        for number in abandoned:
-            lease.free_redis(servers.redis, redis_database_url(servers.redis, number), number)
+            leases = lease.redis_leases(client)
+        for number in (number for number, (_, held) in leases.items() if not held):
+            lease.free_redis(servers.redis, redis_database_url(servers.redis, number), number, leases[number][0])
             dropped.append(f"redis database {number}")
     return dropped
 
