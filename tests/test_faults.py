@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -119,6 +120,36 @@ def test_while_another_process_uses_the_servers_they_are_neither_stopped_nor_del
         user.communicate()
     with alone():
         pass
+
+
+STARTING = """
+import sys
+from workshop.state import lock, use
+with lock():
+    print("starting", flush=True)
+    sys.stdin.readline()
+    use()
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_ends_while_another_one_starts_waits_for_it_and_not_it_for_him(own_state):
+    starting = subprocess.Popen(
+        [sys.executable, "-c", STARTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert starting.stdout.readline() == "starting\n"
+        with ThreadPoolExecutor(1) as pool:
+            ending = pool.submit(lifecycle.down, if_alone=True)
+            time.sleep(0.3)
+            starting.stdin.write("\n")
+            starting.stdin.flush()
+            assert starting.stdout.readline() == "up\n"
+            with pytest.raises(WorkshopError, match="other processes use the servers"):
+                ending.result(10)
+    finally:
+        starting.communicate()
 
 
 def test_only_what_is_named_is_started_and_needed(own_state, monkeypatch):

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -25,7 +25,7 @@ from workshop.classroom import accounts, apart, roll
 from workshop.servers import lifecycle
 from workshop.servers.process import PROGRAMS, ServerProcess, free_port
 from workshop.shop import seed
-from workshop.state import CHECKOUT, WorkshopError, alone, is_root, lock, state_dir, write_private
+from workshop.state import CHECKOUT, WorkshopError, is_root, lock, state_dir, write_private
 
 PORT = 8000
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -163,11 +163,8 @@ def _apart_in_words(spawner: str) -> str:
 
 def _stop_servers() -> None:
     if not lifecycle.kept():
-        try:
-            with alone():
-                lifecycle.down()
-        except WorkshopError:
-            pass  # somebody's lesson outside of the class uses them
+        with suppress(WorkshopError):  # somebody's lesson outside of the class uses them
+            lifecycle.down(if_alone=True)
 
 
 class _Hub:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TypeVar
 
 import psycopg
@@ -106,9 +107,12 @@ def _ours() -> list[LocalServer]:
     return [*postgres_server.replicas_made(), postgres_server.primary(), redis_server.Redis(), mongo_server.Mongo()]
 
 
-def down() -> list[str]:
-    """Stop every server that the workbook started (never one that was found by URL); the names of those stopped."""
-    with lock():
+def down(*, if_alone: bool = False) -> list[str]:
+    """Stop every server that the workbook started (never one that was found by URL); the names of those stopped.
+
+    Raises WorkshopError, with `if_alone`, while another process uses them.
+    """
+    with lock(), alone() if if_alone else nullcontext():
         (state_dir() / KEEP).unlink(missing_ok=True)
         return [server.name for server in _ours() if server.down()]
 
