@@ -216,6 +216,14 @@ def test_refused_by_postgres(role, monkeypatch):
     assert "cannot be used" in sentence(role.set(host="no-such-host.invalid"))
 
 
+def test_nothing_is_made_in_the_database_that_a_url_names(scratch, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_POSTGRES_URL", postgres_server.dsn(scratch))
+    url = lifecycle.up(POSTGRES).postgres
+    assert url.database == scratch.database
+    with postgres_server.connect(url) as connection:
+        assert connection.execute("SELECT extname FROM pg_extension").fetchall() == [("plpgsql",)]
+
+
 def test_refused_by_redis_and_mongo(servers, monkeypatch):
     monkeypatch.setenv("WORKSHOP_REDIS_URL", re.sub(r":[^:@/]+@", ":secret@", servers.redis))
     assert "invalid username-password pair" in (found := refusal("redis")) and "correct the user or" in found

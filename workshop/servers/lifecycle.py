@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TypeVar
 
 import psycopg
@@ -58,12 +58,14 @@ def _postgres_up(replicas: int, notes: list[str]) -> Service:
             "it uses a PostgreSQL of the workbook's own, started here, in place of your server"
         )
         service = None
-    service = service or postgres_server.primary().up()
-    with postgres_server.connect(service.url) as connection:
-        try:
-            connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-        except psycopg.Error:
-            pass  # somebody's own server without it: observe() then says what it cannot count
+    if service:
+        return service  # nothing is made in somebody's database: observe() says what an administrator would run there
+    service = postgres_server.primary().up()
+    with (
+        postgres_server.connect(service.url) as connection,
+        suppress(psycopg.Error),
+    ):  # a PostgreSQL on PATH may lack it
+        connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
     return service
 
 
