@@ -148,10 +148,7 @@ def test_checksums_on_the_servers_are_those_of_the_manifest(full) -> None:
         found = {table: checksums.table_checksum(connection, table) for table in files.TABLES}
     found[files.PROFILES] = checksums.profiles_checksum(full.store[files.PROFILES])
     assert found == {name: entry["sha256"] for name, entry in expected.items()}
-    recorded = postgres_loader.seeded_postgres(full.servers.postgres, full.name)
-    recorded["checksums"] |= mongo_loader.seeded_mongo(full.servers.mongo, full.name)["checksums"]
-    assert recorded["checksums"] == found
-    assert recorded["scale"] == 1
+    assert postgres_loader.seeded_postgres(full.servers.postgres, full.name)["scale"] == 1
 
 
 def test_a_changed_row_changes_the_checksum(full) -> None:
@@ -284,78 +281,36 @@ def change_one_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "missing": ("orders.csv.gz", Path.unlink, "is missing: expected .* bytes, found no file"),
-    "empty": (
-        "products.csv.gz",
-        lambda path: path.write_bytes(b""),
-        "is damaged: expected .* bytes, found 0",
-    ),
-    "truncated": (
-        "order_items.csv.gz",
-        lambda path: path.write_bytes(path.read_bytes()[:-100]),
-        "is damaged: expected .* bytes, found",
-    ),
-    "middle deleted": ("customers.csv.gz", cut_the_middle, "is damaged: expected .* bytes, found"),
-    "altered": ("profiles.ndjson.gz", change_one_byte, "is damaged: expected SHA-256 .*, found"),
-    "a folder": (
-        "orders.csv.gz",
-        lambda path: (path.unlink(), path.mkdir()),
-        "cannot be read: expected a file, found",
-    ),
-    "no manifest": ("manifest.json", Path.unlink, "cannot be read: expected a file, found"),
-    "half a manifest": (
-        "manifest.json",
-        lambda path: path.write_bytes(path.read_bytes()[:200]),
-        "is damaged: expected JSON .*, found",
-    ),
-    "another JSON": (
-        "manifest.json",
-        lambda path: path.write_text("[]"),
-        "is damaged: expected JSON .*, found",
-    ),
-    "a manifest without files": (
-        "manifest.json",
-        lambda path: path.write_text('{"files": {}, "tables": {}}'),
-        "is damaged: expected JSON .*, found",
-    ),
+DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "missing": ("orders.csv.gz", Path.unlink),
+    "empty": ("products.csv.gz", lambda path: path.write_bytes(b"")),
+    "truncated": ("order_items.csv.gz", lambda path: path.write_bytes(path.read_bytes()[:-100])),
+    "middle deleted": ("customers.csv.gz", cut_the_middle),
+    "altered": ("profiles.ndjson.gz", change_one_byte),
+    "a folder": ("orders.csv.gz", lambda path: (path.unlink(), path.mkdir())),
+    "no manifest": ("manifest.json", Path.unlink),
+    "half a manifest": ("manifest.json", lambda path: path.write_bytes(path.read_bytes()[:200])),
+    "another JSON": ("manifest.json", lambda path: path.write_text("[]")),
+    "a manifest without files": ("manifest.json", lambda path: path.write_text('{"files": {}, "tables": {}}')),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damaged_data_is_one_sentence_and_loads_nothing(shop, data: Path, case: str) -> None:
-    name, damage, message = DAMAGE[case]
+    name, damage = DAMAGE[case]
     damage(data / name)
     for load in (
         lambda: postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name, data_dir=data),
         lambda: mongo_loader.seed_mongo(shop.mongo, shop.name, SMALL, progress=False, data_dir=data),
     ):
-        with pytest.raises(files.DataError, match=message) as caught:
+        with pytest.raises(files.DataError) as caught:
             load()
-        text = str(caught.value)
-        assert text.startswith(f"data/{name} ")
-        assert text.endswith(f"restore it with `git checkout -- data/{name}`, then run `python -m workshop reset`")
-        assert "\n" not in text
-        assert ". " not in text.replace("... ", " ")
+        assert str(caught.value) == (
+            f"data/{name} is missing or damaged: restore it with `git checkout -- data/{name}`, "
+            "then run `python -m workshop reset`"
+        )
     assert databases(shop.postgres, shop.name) == set()
     assert shop.store.list_collection_names() == []
-
-
-def test_rows_that_differ_from_the_manifest_are_found_while_loading(
-    shop, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = json.loads((data / "manifest.json").read_text())
-    manifest["tables"]["products"]["sha256"] = "0" * 64
-    few = list(islice(files.profile_lines(), 100))
-    monkeypatch.setattr(mongo_loader, "profile_lines", lambda *_: iter(few))
-    (data / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(files.DataError, match="the rows made for products differ"):
-        postgres_loader.seed_postgres(shop.postgres, progress=False, database=shop.name, data_dir=data)
-    with pytest.raises(files.DataError, match="the rows made for profiles differ"):
-        mongo_loader.seed_mongo(shop.mongo, shop.name, progress=False, data_dir=data)
-    assert databases(shop.postgres, shop.name) == set()
-    assert shop.store.list_collection_names() in ([], ["workshop_meta"])  # the seeders' turn was taken there
-    assert shop.store["workshop_meta"].find_one() is None
 
 
 def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,9 +359,6 @@ def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch:
     assert mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05, progress=False) == 5_000
     assert made == ["order_items"] and inserted == [2_001, 4_001]
     assert rows["customers"] == 2_000
-    assert postgres_loader.seeded_postgres(shop.postgres, shop.name)["checksums"] == {
-        table: entry["sha256"] for table, entry in files.stream_checksums(scale=SMALL).items() if table in files.TABLES
-    }
     assert databases(shop.postgres, shop.name) == {shop.name}
     assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
 
