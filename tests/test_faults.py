@@ -176,6 +176,10 @@ def test_a_program_that_does_not_run_is_passed_over(tmp_path, monkeypatch):
     assert find("a-server", None, folders, (15,), "A_URL").version == (15, 3)
     with pytest.raises(WorkshopError, match=r"a-server does not run here .*; a-server 9\.6\.24 is too old"):
         find("a-server", None, folders[:2], (15,), "A_URL")
+    loader = "error while loading shared libraries: libcurl.so.4: cannot open shared object file"
+    (tmp_path / "broken" / "a-server").write_text(f"#!/bin/sh\necho '{loader}' >&2; exit 127\n")
+    with pytest.raises(WorkshopError, match=r"libcurl\.so\.4.*: install its libraries' system packages"):
+        find("a-server", None, folders[:1], (15,), "A_URL")
 
 
 # --- servers by URL ------------------------------------------------------------------------------------------------

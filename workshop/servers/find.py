@@ -82,9 +82,10 @@ def find(
         "wheel": "in a wheel, the one place that WORKSHOP_SERVERS names",
         "path": "on PATH, the one place that WORKSHOP_SERVERS names",
     }
+    library = "its libraries' system packages (on Debian: libcurl4, libssl3)" if "shared librar" in found else "it"
     raise WorkshopError(
         f"{program} {wanted} or later is needed and {found} {looked[only]}: "
-        f"install it, or set {variable} to a server's URL, then run `python -m workshop doctor`"
+        f"install {library}, or set {variable} to a server's URL, then run `python -m workshop doctor`"
     )
 
 
