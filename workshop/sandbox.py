@@ -12,7 +12,6 @@ import json
 import re
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,7 +25,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from sqlalchemy import URL, make_url
 
 from workshop import learner, lease
-from workshop.servers import mongo_server, redis_server
+from workshop.servers import mongo_server, process, redis_server
 from workshop.servers.postgres_server import connect, connect_common
 from workshop.servers.service import Servers
 from workshop.shop import DATABASE, WITH_BIOGRAPHIES
@@ -284,13 +283,4 @@ def reap(servers: Servers, wanted: Sequence[str] = ("postgres", "mongo", "redis"
 
 def watch(sandbox: Sandbox) -> subprocess.Popen:
     """Start the watcher of `sandbox`: it drops it as soon as this process ends, or as the pipe is closed."""
-    watcher = subprocess.Popen(
-        [sys.executable, "-c", WATCHER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # it must outlive the kernel, whatever signal ends that
-    )
-    watcher.stdin.write(json.dumps(asdict(sandbox)).encode() + b"\n")  # by pipe: the URLs hold passwords
-    watcher.stdin.flush()
-    return watcher
+    return process.watch(WATCHER, json.dumps(asdict(sandbox)))

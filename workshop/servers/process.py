@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -254,6 +255,21 @@ def run_tool(
         last = (done.stdout.strip().splitlines() or ["(nothing)"])[-1]
         raise WorkshopError(f"{what} failed, its last words were: {last!r}: run `python -m workshop doctor`")
     return done.stdout
+
+
+def watch(code: str, line: str) -> subprocess.Popen:
+    """Start a watcher: Python that runs `code` and reads `line`, and whose input ends when this process does."""
+    watcher = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # it must outlive the kernel, whatever signal ends that
+    )
+    watcher.stdin.write(f"{line}\n")  # by pipe: there may be passwords in it
+    watcher.stdin.flush()
+    return watcher
 
 
 def remove_folder(folder: Path) -> None:

@@ -71,8 +71,12 @@ class Redis(LocalServer):
 
     kind = "redis"
 
-    def __init__(self) -> None:
-        super().__init__("redis", "Redis")
+    def __init__(self, name: str = "redis", title: str = "Redis") -> None:
+        super().__init__(name, title)
+
+    def settings(self) -> str:
+        """Lines of redis.conf. Persistence stays as Redis ships it: snapshots, no append-only file."""
+        return "databases 64\nsave 3600 1 300 100 60 10000\n"
 
     def url(self, port: int) -> str:
         return f"redis://:{password('redis')}@127.0.0.1:{port}/0"
@@ -92,11 +96,9 @@ class Redis(LocalServer):
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self._leave_a_newer_snapshot(tools)
         port = free_port(self.process.port)
-        # Persistence stays as Redis ships it: snapshots, no append-only file.
         write_private(
             self.folder / "redis.conf",
-            f"bind 127.0.0.1\nport {port}\nrequirepass {password('redis')}\ndaemonize no\ndatabases 64\n"
-            "save 3600 1 300 100 60 10000\n"
+            f"bind 127.0.0.1\nport {port}\nrequirepass {password('redis')}\ndaemonize no\n{self.settings()}"
             # The process's title names the folder, by which a server is found whose folder was moved.
             'proc-title-template "{title} {listen-addr} {config-file}"\n',
         )
