@@ -69,9 +69,9 @@ def full(servers) -> Iterator[SimpleNamespace]:
     with pymongo.MongoClient(servers.mongo, serverSelectionTimeoutMS=5000) as client:
         try:
             with ThreadPoolExecutor(2) as pool:
-                load = partial(postgres_loader.seed_postgres, database=name, biographies=True, progress=False)
+                load = partial(postgres_loader.seed_postgres, database=name, biographies=True)
                 postgres = pool.submit(load, servers.postgres)
-                mongo = pool.submit(mongo_loader.seed_mongo, servers.mongo, name, progress=False)
+                mongo = pool.submit(mongo_loader.seed_mongo, servers.mongo, name)
                 rows = {**postgres.result(), files.PROFILES: mongo.result()}
             url = open_template(servers.postgres, name)
             yield SimpleNamespace(name=name, rows=rows, url=url, store=client[name], servers=servers)
@@ -217,21 +217,17 @@ def test_a_second_time_returns_at_once(full, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(postgres_loader, "check_files", refuse)
     monkeypatch.setattr(mongo_loader, "check_files", refuse)
-    rows = postgres_loader.seed_postgres(full.servers.postgres, progress=False, database=full.name)
+    rows = postgres_loader.seed_postgres(full.servers.postgres, database=full.name)
     assert {
         **rows,
-        files.PROFILES: mongo_loader.seed_mongo(full.servers.mongo, full.name, progress=False),
+        files.PROFILES: mongo_loader.seed_mongo(full.servers.mongo, full.name),
     } == full.rows
 
 
 def test_a_small_shop_is_whole_and_another_scale_replaces_it(shop) -> None:
     for scale in (0.01, SMALL):
-        rows = postgres_loader.seed_postgres(shop.postgres, scale, progress=False, database=shop.name)
-        assert (
-            mongo_loader.seed_mongo(shop.mongo, shop.name, scale, progress=False)
-            == rows["customers"]
-            == scale * 100_000
-        )
+        rows = postgres_loader.seed_postgres(shop.postgres, scale, database=shop.name)
+        assert mongo_loader.seed_mongo(shop.mongo, shop.name, scale) == rows["customers"] == scale * 100_000
         assert postgres_loader.seeded_postgres(shop.postgres, shop.name)["scale"] == scale
         assert mongo_loader.seeded_mongo(shop.mongo, shop.name)["scale"] == scale
     assert databases(shop.postgres, shop.name) == {shop.name}
@@ -254,7 +250,7 @@ def test_the_shop_is_a_template_for_a_role_that_is_no_superuser(shop) -> None:
         admin.execute(f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'made-up'")
         try:
             url = shop.postgres.set(username=role, password="made-up")
-            rows = postgres_loader.seed_postgres(url, SMALL, progress=False, database=shop.name)
+            rows = postgres_loader.seed_postgres(url, SMALL, database=shop.name)
             with postgres_loader.connect(url) as plain:
                 plain.execute(f"CREATE DATABASE {clone} TEMPLATE {shop.name}")
             assert one(url.set(database=clone), "SELECT count(*) FROM order_items") == rows["order_items"]
@@ -299,8 +295,8 @@ def test_damaged_data_is_one_sentence_and_loads_nothing(shop, data: Path, case: 
     name, damage = DAMAGE[case]
     damage(data / name)
     for load in (
-        lambda: postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name, data_dir=data),
-        lambda: mongo_loader.seed_mongo(shop.mongo, shop.name, SMALL, progress=False, data_dir=data),
+        lambda: postgres_loader.seed_postgres(shop.postgres, SMALL, database=shop.name, data_dir=data),
+        lambda: mongo_loader.seed_mongo(shop.mongo, shop.name, SMALL, data_dir=data),
     ):
         with pytest.raises(files.DataError) as caught:
             load()
@@ -313,8 +309,8 @@ def test_damaged_data_is_one_sentence_and_loads_nothing(shop, data: Path, case: 
 
 
 def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    postgres_loader.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
-    mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
+    postgres_loader.seed_postgres(shop.postgres, 0.01, database=shop.name)
+    mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01)
     before = postgres_loader.seeded_postgres(shop.postgres, shop.name), mongo_loader.seeded_mongo(shop.mongo, shop.name)
     kept_orders, lines = files._kept_orders, files.profile_lines
 
@@ -333,9 +329,9 @@ def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch:
     monkeypatch.setattr(files, "_kept_orders", no_orders)
     monkeypatch.setattr(mongo_loader, "profile_lines", three_thousand)
     with pytest.raises(KeyboardInterrupt):
-        postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name)
+        postgres_loader.seed_postgres(shop.postgres, SMALL, database=shop.name)
     with pytest.raises(KeyboardInterrupt):
-        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05, progress=False)
+        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05)
     assert (
         postgres_loader.seeded_postgres(shop.postgres, shop.name),
         mongo_loader.seeded_mongo(shop.mongo, shop.name),
@@ -354,8 +350,8 @@ def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch:
 
     monkeypatch.setattr(postgres_loader, "table_stream", lambda name, *a: made.append(name) or table_stream(name, *a))
     monkeypatch.setattr(pymongo.collection.Collection, "insert_many", insert)
-    rows = postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name)
-    assert mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05, progress=False) == 5_000
+    rows = postgres_loader.seed_postgres(shop.postgres, SMALL, database=shop.name)
+    assert mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05) == 5_000
     assert made == ["order_items"] and inserted == [2_001, 4_001]
     assert rows["customers"] == 2_000
     assert databases(shop.postgres, shop.name) == {shop.name}
@@ -367,8 +363,8 @@ def test_what_a_killed_loader_left_is_cleared_away(shop) -> None:
         admin.execute(f"CREATE DATABASE {shop.name}_loading")
         admin.execute(f'COMMENT ON DATABASE {shop.name}_loading IS \'{{"workshop": "loading"}}\'')
     shop.store[f"{files.PROFILES}_loading"].insert_one({"_id": 1})
-    postgres_loader.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
-    mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
+    postgres_loader.seed_postgres(shop.postgres, 0.01, database=shop.name)
+    mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01)
     assert databases(shop.postgres, shop.name) == {shop.name}
     assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
 
@@ -379,8 +375,8 @@ def test_somebody_elses_database_is_never_dropped(shop) -> None:
         admin.execute(f"COMMENT ON DATABASE {shop.name} IS 'payroll'")
     shop.store[files.PROFILES].insert_one({"_id": 1})
     with pytest.raises(files.DataError, match="was not made by the workbook"):
-        postgres_loader.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
+        postgres_loader.seed_postgres(shop.postgres, 0.01, database=shop.name)
     with pytest.raises(files.DataError, match="was not made by the workbook"):
-        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
+        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01)
     assert databases(shop.postgres, shop.name) == {shop.name}
     assert shop.store.list_collection_names() == [files.PROFILES]

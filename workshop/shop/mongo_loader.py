@@ -59,7 +59,6 @@ def seed_mongo(
     url: str,
     database: str = DATABASE,
     scale: float = 1.0,
-    progress: bool = True,
     *,
     data_dir: Path | None = None,
     anew: bool = False,
@@ -102,7 +101,7 @@ def seed_mongo(
                     loading.drop()
                     store.create_collection(LOADING)
                     store[META].replace_one({"_id": LOADING}, {**begun, "collection": _uuid(loading)}, upsert=True)
-                rows = _load_mongo(loading, scale, manifest, folder, progress, turn)
+                rows = _load_mongo(loading, scale, manifest, folder, turn)
                 record = {"scale": scale, "version": version_of_data(manifest), "rows": {PROFILES: rows}}
                 turn.extend()  # raises when another seeder has taken over
                 store[META].replace_one({"_id": PROFILES}, {**record, "collection": _uuid(loading)}, upsert=True)
@@ -165,16 +164,14 @@ class _Turn:
         return bool(done.matched_count or done.upserted_id)
 
 
-def _load_mongo(
-    loading: Collection, scale: float, manifest: dict[str, Any], folder: Path, progress: bool, turn: _Turn
-) -> int:
+def _load_mongo(loading: Collection, scale: float, manifest: dict[str, Any], folder: Path, turn: _Turn) -> int:
     """Insert the profiles that are not there yet, in batches; their number."""
     rows = 0
     # The profiles' ids count from 1, in order; only the last batch of a seeder that was stopped can be a part.
     there = loading.count_documents({}) // BATCH * BATCH
     loading.delete_many({"_id": {"$gt": there}})
     lines = profile_lines(scale, folder)
-    with bar("MongoDB", manifest["tables"][PROFILES]["rows"] * scale, unit=" rows", shown=progress) as shown:
+    with bar("MongoDB", manifest["tables"][PROFILES]["rows"] * scale, unit=" rows") as shown:
         while batch := list(islice(lines, BATCH)):
             if rows >= there:
                 loading.insert_many(map(document_of, batch), ordered=False)

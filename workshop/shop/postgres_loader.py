@@ -89,7 +89,6 @@ def _load_postgres(
     scale: float,
     manifest: dict[str, Any],
     folder: Path,
-    progress: bool,
     biographies: bool,
     found: dict[str, int],
     keep: Callable[[], None],
@@ -107,7 +106,7 @@ def _load_postgres(
         "client_min_messages = warning",
     ):
         cursor.execute(f"SET {setting}")
-    with bar("PostgreSQL", total, unit=" rows", shown=progress) as loaded:
+    with bar("PostgreSQL", total, unit=" rows") as loaded:
         for table in TABLES:
             if table in found:  # by a seeder that was stopped
                 loaded.update(found[table])
@@ -200,7 +199,6 @@ def _set_comment(connection: psycopg.Connection, database: str, record: dict[str
 def seed_postgres(
     url: URL,
     scale: float = 1.0,
-    progress: bool = True,
     *,
     database: str | None = None,
     biographies: bool = False,
@@ -261,7 +259,7 @@ def seed_postgres(
                     _set_comment(connection, loading, begun)
 
                 keep()
-                _load_postgres(connection, scale, manifest, folder, progress, biographies, found, keep)
+                _load_postgres(connection, scale, manifest, folder, biographies, found, keep)
             rows = {table: found[table] for table in TABLES}
             record = {"workshop": "shop", "scale": scale, "version": version_of_data(manifest), "rows": rows}
             _set_comment(admin, loading, record)
