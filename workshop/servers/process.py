@@ -236,8 +236,8 @@ def _wait_until_gone(processes: Sequence[psutil.Process], deadline_s: float) -> 
 
 def run_tool(
     command: Sequence[str | Path], what: str, *, unprivileged: bool = False, deadline_s: float = 120.0, **kwargs
-) -> str:
-    """Run a server's own tool to its end and return what it printed; raises WorkshopError with its last line."""
+) -> None:
+    """Run a server's own tool to its end; raises WorkshopError with its last line."""
     try:
         done = subprocess.run(
             [str(part) for part in command],
@@ -254,7 +254,6 @@ def run_tool(
     if done.returncode:
         last = (done.stdout.strip().splitlines() or ["(nothing)"])[-1]
         raise WorkshopError(f"{what} failed, its last words were: {last!r}: run `python -m workshop doctor`")
-    return done.stdout
 
 
 def watch(code: str, line: str) -> subprocess.Popen:
