@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict:
 
 
 def password(service: str) -> str:
-    """The random password of one service, made at its first use. Call it with the lock held."""
+    """The random password of one service, made at its first use, which is with the lock held."""
     path = state_dir() / "secrets.json"
     known = read_json(path)
     if service not in known:
