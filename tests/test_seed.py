@@ -300,10 +300,10 @@ def test_damaged_data_is_one_sentence_and_loads_nothing(shop, data: Path, case: 
     ):
         with pytest.raises(files.DataError) as caught:
             load()
-        assert str(caught.value) == (
-            f"data/{name} is missing or damaged: restore it with `git checkout -- data/{name}`, "
-            "then run `python -m workshop reset`"
-        )
+        text = str(caught.value)
+        assert text.startswith(f"data/{name} is missing or damaged: expected ") and ", found " in text
+        assert text.endswith(f"restore it with `git checkout -- data/{name}`, then run `python -m workshop reset`")
+        assert "\n" not in text
     assert databases(shop.postgres, shop.name) == set()
     assert shop.store.list_collection_names() == []
 

@@ -30,7 +30,7 @@ Advance = Callable[[int], Any]
 
 
 class DataError(WorkshopError):
-    """The shop's data is not what it should be: one sentence that says what to run."""
+    """The shop's data is not what it should be: one sentence with what was expected, what was found, what to run."""
 
 
 def check_scale(scale: float) -> float:
@@ -43,10 +43,10 @@ def check_scale(scale: float) -> float:
 # --- the files ------------------------------------------------------------------------------------
 
 
-def _damaged(name: str) -> DataError:
+def _damaged(name: str, expected: str, found: str) -> DataError:
     return DataError(
-        f"data/{name} is missing or damaged: restore it with `git checkout -- data/{name}`, "
-        "then run `python -m workshop reset`"
+        f"data/{name} is missing or damaged: expected {expected}, found {found}; "
+        f"restore it with `git checkout -- data/{name}`, then run `python -m workshop reset`"
     )
 
 
@@ -56,8 +56,9 @@ def read_manifest(data_dir: Path | None = None) -> dict[str, Any]:
         manifest = json.loads(((data_dir or DATA) / "manifest.json").read_bytes())
         for table, file in FILES.items():
             manifest["tables"][table]["rows"], manifest["files"][file]["sha256"]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise _damaged("manifest.json") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        expected = "JSON with the rows of each table and SHA-256 of each file"
+        raise _damaged("manifest.json", expected, f"{type(error).__name__}: {error}") from None
     return manifest
 
 
@@ -65,13 +66,14 @@ def check_files(data_dir: Path | None = None) -> dict[str, Any]:
     """Check SHA-256 of every shipped file; the manifest. Raises DataError for the first that differs."""
     manifest = read_manifest(data_dir)
     for name in FILES.values():
+        expected = f"SHA-256 {manifest['files'][name]['sha256']}"
         try:
             with open((data_dir or DATA) / name, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
-            raise _damaged(name) from None
-        if found != manifest["files"][name]["sha256"]:
-            raise _damaged(name)
+                found = f"SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+        except OSError as error:
+            found = str(error.strerror)
+        if found != expected:
+            raise _damaged(name, expected, found)
     return manifest
 
 
