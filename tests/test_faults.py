@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -121,6 +122,36 @@ def test_while_another_process_uses_the_servers_they_are_neither_stopped_nor_del
         pass
 
 
+STARTING = """
+import sys
+from workshop.state import lock, use
+with lock():
+    print("starting", flush=True)
+    sys.stdin.readline()
+    use()
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_ends_while_another_one_starts_waits_for_it_and_not_it_for_him(own_state):
+    starting = subprocess.Popen(
+        [sys.executable, "-c", STARTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert starting.stdout.readline() == "starting\n"
+        with ThreadPoolExecutor(1) as pool:
+            ending = pool.submit(lifecycle.down, if_alone=True)
+            time.sleep(0.3)
+            starting.stdin.write("\n")
+            starting.stdin.flush()
+            assert starting.stdout.readline() == "up\n"
+            with pytest.raises(WorkshopError, match="other processes use the servers"):
+                ending.result(10)
+    finally:
+        starting.communicate()
+
+
 def test_only_what_is_named_is_started_and_needed(own_state, monkeypatch):
     def missing():
         raise WorkshopError("mongod 6.0 or later is needed and none was found")
@@ -145,6 +176,10 @@ def test_a_program_that_does_not_run_is_passed_over(tmp_path, monkeypatch):
     assert find("a-server", None, folders, (15,), "A_URL").version == (15, 3)
     with pytest.raises(WorkshopError, match=r"a-server does not run here .*; a-server 9\.6\.24 is too old"):
         find("a-server", None, folders[:2], (15,), "A_URL")
+    loader = "error while loading shared libraries: libcurl.so.4: cannot open shared object file"
+    (tmp_path / "broken" / "a-server").write_text(f"#!/bin/sh\necho '{loader}' >&2; exit 127\n")
+    with pytest.raises(WorkshopError, match=r"libcurl\.so\.4.*: install its libraries' system packages"):
+        find("a-server", None, folders[:1], (15,), "A_URL")
 
 
 # --- servers by URL ------------------------------------------------------------------------------------------------
@@ -183,6 +218,14 @@ def test_refused_by_postgres(role, monkeypatch):
     assert 'database "no_such_database" does not exist' in missing and "name a database that exists" in missing
     assert "does not support SSL" in (tls := sentence(role.set(query={"sslmode": "require"}))) and "sslmode" in tls
     assert "cannot be used" in sentence(role.set(host="no-such-host.invalid"))
+
+
+def test_nothing_is_made_in_the_database_that_a_url_names(scratch, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_POSTGRES_URL", postgres_server.dsn(scratch))
+    url = lifecycle.up(POSTGRES).postgres
+    assert url.database == scratch.database
+    with postgres_server.connect(url) as connection:
+        assert connection.execute("SELECT extname FROM pg_extension").fetchall() == [("plpgsql",)]
 
 
 def test_refused_by_redis_and_mongo(servers, monkeypatch):

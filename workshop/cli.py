@@ -30,16 +30,21 @@ def _scale(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workshop", description="The workbook's servers and results.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="start the servers and seed them; does nothing where that is done")
     status = commands.add_parser("status", help="what runs, and which rows are there")
-    commands.add_parser("down", help="stop the servers that `up` started")
+    down = commands.add_parser("down", help="stop the servers that `up` started")
     reset = commands.add_parser("reset", help="delete the servers' data that the workbook made, and seed anew")
-    commands.add_parser("lab", help="open JupyterLab; its own options are passed on", add_help=False)
+    lab = commands.add_parser("lab", help="open JupyterLab; its own options are passed on", add_help=False)
     report = commands.add_parser("report", help="the latest result of each comparison")
     progress = commands.add_parser("progress", help="which exercises you have passed, and your gains")
-    commands.add_parser("classroom", help="a JupyterHub for a class; --close, --rehearse", add_help=False)
+    classroom = commands.add_parser("classroom", help="a JupyterHub for a class; --close, --rehearse", add_help=False)
     doctor = commands.add_parser("doctor", help="whether this machine has what the workbook needs")
+    for command, run in (
+        *((up, _up), (status, _status), (down, _down), (reset, _reset), (lab, _lab), (report, _report)),
+        *((progress, _progress), (classroom, _classroom), (doctor, _doctor)),
+    ):
+        command.set_defaults(run=run)
     for command in (up, reset):
         command.add_argument("--scale", type=_scale, help="size of the shop; 1 is 100,000 customers (default)")
     for command in (status, report, progress, doctor):
@@ -68,11 +73,8 @@ def _state_of(found: Mapping[str, Service | None], replicas: Sequence[Service]) 
     from workshop.shop import seed
 
     def describe(service: Service | None) -> dict:
-        return {
-            "ready": service is not None,
-            "version": service.version if service else None,
-            "source": service.source if service else None,
-            "address": service.address if service else None,
+        return {"ready": service is not None} | {
+            key: getattr(service, key, None) for key in ("version", "source", "address")
         }
 
     return {
@@ -87,21 +89,14 @@ def _state_of(found: Mapping[str, Service | None], replicas: Sequence[Service]) 
 
 
 def _print_state(state: dict) -> None:
-    services = state["services"]
-    for name in ("postgres", "redis", "mongo"):
-        _print_service(name, services[name])
-    for number, replica in enumerate(services["replicas"], 1):
-        _print_service(f"replica {number}", replica)
+    services = dict(state["services"])
+    services |= {f"replica {number}": replica for number, replica in enumerate(services.pop("replicas"), 1)}
+    for name, service in services.items():
+        where = f"ready, {service['version']} at {service['address']}, from {service['source']}"
+        print(f"{name:<10} {where if service['ready'] else 'not running'}")
     data = state["data"]
     rows = ", ".join(f"{count:,} {table}" for table, count in data["rows"].items())
     print(f"{'data':<10} " + (f"scale {data['scale']:g}: {rows}" if rows else "not seeded"))
-
-
-def _print_service(name: str, service: dict) -> None:
-    if service["ready"]:
-        print(f"{name:<10} ready, {service['version']} at {service['address']}, from {service['source']}")
-    else:
-        print(f"{name:<10} not running")
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -203,22 +198,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     parsed, others = parser.parse_known_args(arguments)
-    if others and parsed.command not in ("lab", "classroom"):
+    if others and parsed.run not in (_lab, _classroom):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     parsed.jupyter = others
-    run = {
-        "up": _up,
-        "status": _status,
-        "down": _down,
-        "reset": _reset,
-        "lab": _lab,
-        "report": _report,
-        "progress": _progress,
-        "classroom": _classroom,
-        "doctor": _doctor,
-    }[parsed.command]
     try:
-        return run(parsed)
+        return parsed.run(parsed)
     except WorkshopError as error:
         print(f"workshop: {error}", file=sys.stderr)
         return 1

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 
-from workshop.servers import mongo_server, postgres_server, redis_server
-from workshop.servers.local import LocalServer
-from workshop.servers.process import free_port
+from workshop.servers import lifecycle, mongo_server, postgres_server, redis_server
+from workshop.servers.find import Programs
 from workshop.shop import files
 from workshop.state import WorkshopError, state_dir
 
@@ -59,43 +58,21 @@ def _memory() -> Finding:
     )
 
 
-def _ports() -> Finding:
-    return Finding("a free port on 127.0.0.1", True, f"{free_port()} is free")
-
-
-def _locale() -> Finding:
-    encoding = sys.getfilesystemencoding()
-    return Finding("a UTF-8 locale", encoding == "utf-8", encoding, "run `export LC_ALL=C.UTF-8` and try again")
-
-
 def _data() -> Finding:
     files.check_files()
     return Finding("the shop's data files", True, "as the manifest says")
 
 
-def _server(
-    name: str, variable: str, by_url: Callable, programs: Callable, ours: Callable[[], LocalServer]
-) -> Callable[[], Finding]:
-    def look() -> Finding:
-        service = by_url()
-        if service:
-            return Finding(name, True, f"{service.version} at {service.address}, from {variable}")
-        found = programs()
-        version = ".".join(map(str, found.version))
-        missing = _missing_libraries(found)
-        if missing:
-            return Finding(
-                name,
-                False,
-                f"{version} lacks {', '.join(missing)}",
-                f"install the system package of each library (on Debian: libcurl4, libssl3), or set {variable}",
-            )
-        if failure := ours().process.failure:
-            fix = "run `python -m workshop reset`, which makes its files anew"
-            return Finding(name, False, f"its last start failed: {failure}", fix)
-        return Finding(name, True, f"{version} from {'a wheel' if found.source == 'wheel' else 'PATH'}")
-
-    return look
+def _server(need: str, name: str, programs: Callable[[], Programs]) -> Finding:
+    by_url, ours = lifecycle.SERVERS[name]
+    if service := by_url():
+        return Finding(need, True, f"{service.version} at {service.address}, from WORKSHOP_{name.upper()}_URL")
+    found = programs()
+    if failure := ours().process.failure:
+        fix = "run `python -m workshop reset`, which makes its files anew"
+        return Finding(need, False, f"its last start failed: {failure}", fix)
+    where = "a wheel" if found.source == "wheel" else "PATH"
+    return Finding(need, True, f"{'.'.join(map(str, found.version))} from {where}")
 
 
 def _replicas() -> Finding:
@@ -103,17 +80,6 @@ def _replicas() -> Finding:
     if not services:
         return Finding("replicas", True, "copied from the primary when a lesson asks for them")
     return Finding("replicas", True, f"{', '.join(s.address for s in services)}, from WORKSHOP_REPLICA_URLS")
-
-
-def _missing_libraries(programs) -> list[str]:
-    """Shared libraries that the loader does not find, where `ldd` can tell."""
-    ldd = shutil.which("ldd")
-    missing = set()
-    for program in ("postgres", "redis-server", "mongod"):
-        if ldd and (programs / program).is_file():
-            said = subprocess.run([ldd, programs / program], capture_output=True, text=True, timeout=20).stdout
-            missing |= {line.split()[0] for line in said.splitlines() if "not found" in line}
-    return sorted(missing)
 
 
 def findings(needs: Collection[str] | None = None) -> list[Finding]:
@@ -125,22 +91,10 @@ def findings(needs: Collection[str] | None = None) -> list[Finding]:
         "Python": _python,
         "disk": _disk,
         "memory": _memory,
-        "locale": _locale,
-        "ports": _ports,
-        "PostgreSQL": _server(
-            "PostgreSQL",
-            "WORKSHOP_POSTGRES_URL",
-            postgres_server.primary_from_environment,
-            postgres_server.programs,
-            postgres_server.primary,
-        ),
+        "PostgreSQL": partial(_server, "PostgreSQL", "postgres", postgres_server.programs),
         "replicas": _replicas,
-        "Redis": _server(
-            "Redis", "WORKSHOP_REDIS_URL", redis_server.from_environment, redis_server.programs, redis_server.Redis
-        ),
-        "MongoDB": _server(
-            "MongoDB", "WORKSHOP_MONGO_URL", mongo_server.from_environment, mongo_server.programs, mongo_server.Mongo
-        ),
+        "Redis": partial(_server, "Redis", "redis", redis_server.programs),
+        "MongoDB": partial(_server, "MongoDB", "mongo", mongo_server.programs),
         "data": _data,
     }
     found = []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workshop.servers import lifecycle
 from workshop.shop import seed
-from workshop.state import CHECKOUT, WorkshopError, alone, is_root, state_dir
+from workshop.state import CHECKOUT, WorkshopError, is_root, state_dir
 
 FIRST_NOTEBOOK = "notebooks/00-start-here.ipynb"
 SETTINGS = Path(__file__).resolve().parent / "lab_settings"  # no question about news over the first page
@@ -42,8 +42,7 @@ def _stop_servers() -> None:
     if lifecycle.kept():
         return
     try:
-        with alone():
-            lifecycle.down()
+        lifecycle.down(if_alone=True)
     except WorkshopError:
         print("The servers stay: another process uses them.", flush=True)
     else:

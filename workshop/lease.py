@@ -1,15 +1,15 @@
 """Leases: who has a sandbox is known to the servers themselves, from whichever machine or container it was made.
 
 A lease is a session of its own, held by the lesson's process: when that ends, however it ends, the server closes
-the session, and whoever looks next finds the sandbox without a lease. A process that is paused keeps its session.
+the session. A process that is paused keeps its session.
 
 * PostgreSQL: an advisory lock, which everybody sees in pg_locks.
-* MongoDB: a connection under the sandbox's name, which the same user sees in $currentOp, and besides a time beside
-  the shop, by the server's clock, until which the lease holds for those who cannot see the connection.
-* Redis: a connection with a name in CLIENT LIST, and besides a time in a registry, as for MongoDB.
+* MongoDB: a connection under the sandbox's name in $currentOp, or a time beside the shop, by the server's clock, until
+  which the lease holds without a connection: for who may not see it, and when the network was away.
+* Redis: a connection under the sandbox's name in CLIENT LIST, or a time in a registry, as for MongoDB.
 
 A thread looks every RENEW_S seconds whether the sessions are there, and takes them again after the network or the
-server was away.
+server was away. A machine that sleeps for longer than HOLDS_S may lose what it has in MongoDB and Redis.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from workshop.servers.postgres_server import connect_common
 from workshop.shop import DATABASE
 
 RENEW_S = 15.0
-HOLDS_S = 120  # without a sign of life, where connections cannot be seen
+HOLDS_S = 120  # without a connection
 _seat = learner.place()
 # Beside the shop, not in the sandbox: what is written there is not the lesson's.
 LEASES = _seat.leases if _seat else "workshop_leases"
@@ -125,80 +125,87 @@ class MongoLease:
 
     def renew(self) -> None:
         until = {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": HOLDS_S}}
-        mark = {"until": until, "users": {"$literal": _users(self._client)}}
-        self._client[DATABASE][LEASES].update_one({"_id": self.name}, [{"$set": mark}], upsert=True)
+        self._client[DATABASE][LEASES].update_one({"_id": self.name}, [{"$set": {"until": until}}], upsert=True)
 
     def close(self) -> None:
         self._client.close()
-
-
-def _users(client: MongoClient) -> list[str]:
-    """Who `client` is to the server."""
-    status = client.admin.command("connectionStatus")["authInfo"]
-    return sorted(f"{user['db']}.{user['user']}" for user in status["authenticatedUsers"])
 
 
 def mongo_lease_holds(client: MongoClient, name: str) -> bool:
     """Whether somebody holds the lease of the database `name`; also when it is not marked as a sandbox."""
-    leases = client[DATABASE][LEASES]
-    mark = leases.find_one({"_id": name})
-    if mark is None:
+    over = {"_id": name, "$expr": {"$lte": ["$until", "$$NOW"]}}
+    if client[DATABASE][LEASES].find_one(over) is None:
         return True
     try:
-        seen = client.admin.aggregate(
-            [{"$currentOp": {"allUsers": False, "idleConnections": True}}, {"$match": {"appName": name}}]
-        )
-        if list(seen):
-            return True
-        if mark.get("users") and mark["users"] == _users(client):
-            return False  # we would see the holder's connection
+        look = {"$currentOp": {"allUsers": False, "idleConnections": True}}
+        return bool(list(client.admin.aggregate([look, {"$match": {"appName": name}}])))
     except PyMongoError:
-        pass
-    return leases.find_one({"_id": name, "$expr": {"$gt": ["$until", "$$NOW"]}}) is not None
+        return False
 
 
 # --- Redis --------------------------------------------------------------------------------------------------------
 
-REGISTRY = "workshop:sandboxes"  # a hash in the URL's own database: database number -> until when, in the server's time
+# A hash in the URL's own database: database number -> until when, in the server's time, and which sandbox has it.
+REGISTRY = "workshop:sandboxes"
 
 
-def _redis_name(number: int) -> str:
-    return f"workshop-lease-{number}"
+def _redis_name(sandbox: str) -> str:
+    return f"workshop-lease-{sandbox}"
 
 
 class RedisLease:
-    """The lease of the Redis database `number`; `taken` says whether it was free."""
+    """The lease of the Redis database `number` for a `sandbox`; `taken` says whether it was free."""
 
-    def __init__(self, url: str, number: int) -> None:
-        self.number = number
-        self._client = redis_server.connect(url, client_name=_redis_name(number), max_connections=1)
-        self.taken = bool(self._client.hsetnx(REGISTRY, str(number), self._until()))
-
-    def _until(self) -> int:
-        return self._client.time()[0] + HOLDS_S
+    def __init__(self, url: str, number: int, sandbox: str) -> None:
+        self.number, self.sandbox = number, sandbox
+        self._client = redis_server.connect(
+            url, client_name=_redis_name(sandbox), max_connections=1, decode_responses=True
+        )
+        self._until = self._client.time()[0] + HOLDS_S
+        self.taken = bool(self._client.hsetnx(REGISTRY, str(number), f"{self._until} {sandbox}"))
 
     def renew(self) -> None:
-        self._client.hset(REGISTRY, str(self.number), str(self._until()))
+        now = self._client.time()[0]
+        if now > self._until and _owner(self._client, self.number) not in (None, self.sandbox):
+            return  # somebody has it by now
+        self._until = now + HOLDS_S
+        self._client.hset(REGISTRY, str(self.number), f"{self._until} {self.sandbox}")
 
     def close(self) -> None:
         self._client.close()
 
 
-def redis_leases(client: redis.Redis) -> dict[int, bool]:
-    """The databases in the registry, and whether somebody holds each one's lease. `client` is on the URL's own one."""
+def _owner(client: redis.Redis, number: int) -> str | None:
+    """The sandbox that has the database `number`; None where it is not in the registry."""
+    entry = client.hget(REGISTRY, str(number))
+    return entry.partition(" ")[2] if entry else None
+
+
+def redis_leases(client: redis.Redis) -> dict[int, tuple[str, bool]]:
+    """For each database in the registry its sandbox, and whether that holds the lease still.
+
+    `client` is on the URL's own database and decodes.
+    """
     registered = client.hgetall(REGISTRY)
     if not registered:
         return {}
     now = client.time()[0]
     try:
         names = {entry["name"] for entry in client.client_list()}
-        return {int(number): _redis_name(int(number)) in names for number in registered}
     except redis.exceptions.NoPermissionError:
-        return {int(number): until.isdecimal() and int(until) > now for number, until in registered.items()}
+        names = set()
+    found = {}
+    for number, entry in registered.items():
+        until, _, sandbox = entry.partition(" ")
+        found[int(number)] = sandbox, _redis_name(sandbox) in names or (until.isdecimal() and int(until) > now)
+    return found
 
 
-def free_redis(url: str, database_url: str, number: int) -> None:
-    """Empty a database and take it out of the registry."""
+def free_redis(url: str, database_url: str, number: int, sandbox: str) -> None:
+    """Empty a database and take it out of the registry, unless another than `sandbox` has it by now."""
+    with redis_server.connect(url, decode_responses=True) as client:
+        if _owner(client, number) not in (None, sandbox):
+            return
     with redis_server.connect(database_url) as client:
         try:
             client.flushdb()

@@ -43,9 +43,9 @@ def _in_kernel() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def bar(label: str, total: float, unit: str = "it", shown: bool = True, mininterval: float = 0.1) -> tqdm:
+def bar(label: str, total: float, unit: str = "it", mininterval: float = 0.1) -> tqdm:
     """A tqdm bar of `total` steps, to be used in a `with` block and moved by `update(n)`."""
-    where: dict[str, Any] = {"file": _NotebookOutput(), "ncols": 80} if shown and _in_kernel() else {}
+    where: dict[str, Any] = {"file": _NotebookOutput(), "ncols": 80} if _in_kernel() else {}
     # disable=None: silent where the output is no terminal.
     return tqdm(
         desc=label,
@@ -54,6 +54,6 @@ def bar(label: str, total: float, unit: str = "it", shown: bool = True, mininter
         unit_scale=True,
         leave=False,
         mininterval=mininterval,
-        disable=None if shown else True,
+        disable=None,
         **where,
     )

@@ -12,7 +12,6 @@ import json
 import re
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,7 +25,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from sqlalchemy import URL, make_url
 
 from workshop import learner, lease
-from workshop.servers import mongo_server, redis_server
+from workshop.servers import mongo_server, process, redis_server
 from workshop.servers.postgres_server import connect, connect_common
 from workshop.servers.service import Servers
 from workshop.shop import DATABASE, WITH_BIOGRAPHIES
@@ -101,7 +100,7 @@ class Sandbox:
                 drop_mongo(client, self.name)
         if self.redis_url and self.redis_database is not None:
             with suppress(redis.RedisError):
-                lease.free_redis(self.redis_url, self.redis, self.redis_database)
+                lease.free_redis(self.redis_url, self.redis, self.redis_database, self.name)
         self.release()
         learner.give_name(self.name)
 
@@ -160,7 +159,7 @@ def create(servers: Servers, label: str, wanted: Sequence[str], *, biographies: 
                     client[DATABASE].profiles.aggregate([{"$out": {"db": sandbox.name, "coll": "profiles"}}])
         if "redis" in wanted:
             sandbox.redis_url = servers.redis
-            claimed = _claim_redis(servers.redis)
+            claimed = _claim_redis(servers.redis, sandbox.name)
             sandbox.redis_database = claimed.number
             sandbox.hold(claimed)
     except BaseException:
@@ -212,8 +211,8 @@ def _ready_documents(url: str) -> str | None:
         return (client[DATABASE][lease.LEASES].find_one({"_id": learner.READY}) or {}).get("name")
 
 
-def _claim_redis(url: str) -> lease.RedisLease:
-    """The lease of an empty database that is ours from now on; the URL's own only where a server has no other."""
+def _claim_redis(url: str, sandbox: str) -> lease.RedisLease:
+    """The `sandbox`'s lease of an empty database, its own from now on; the URL's only where a server has no other."""
     with redis_server.connect(url, decode_responses=True) as client:
         home = int(client.connection_pool.connection_kwargs.get("db") or 0)
         taken = lease.redis_leases(client)
@@ -223,7 +222,7 @@ def _claim_redis(url: str) -> lease.RedisLease:
         with redis_server.connect(redis_database_url(url, number), decode_responses=True) as candidate:
             empty = all(key == lease.REGISTRY for key in candidate.scan_iter(count=1000))
         if empty:
-            claimed = lease.RedisLease(url, number)
+            claimed = lease.RedisLease(url, number, sandbox)
             if claimed.taken:
                 return claimed
             claimed.close()
@@ -275,22 +274,13 @@ def reap(servers: Servers, wanted: Sequence[str] = ("postgres", "mongo", "redis"
                     dropped.append(name)
     if "redis" in wanted and "redis" in servers:
         with redis_server.connect(servers.redis, decode_responses=True) as client:
-            abandoned = [number for number, held in lease.redis_leases(client).items() if not held]
-        for number in abandoned:
-            lease.free_redis(servers.redis, redis_database_url(servers.redis, number), number)
+            leases = lease.redis_leases(client)
+        for number in (number for number, (_, held) in leases.items() if not held):
+            lease.free_redis(servers.redis, redis_database_url(servers.redis, number), number, leases[number][0])
             dropped.append(f"redis database {number}")
     return dropped
 
 
 def watch(sandbox: Sandbox) -> subprocess.Popen:
     """Start the watcher of `sandbox`: it drops it as soon as this process ends, or as the pipe is closed."""
-    watcher = subprocess.Popen(
-        [sys.executable, "-c", WATCHER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # it must outlive the kernel, whatever signal ends that
-    )
-    watcher.stdin.write(json.dumps(asdict(sandbox)).encode() + b"\n")  # by pipe: the URLs hold passwords
-    watcher.stdin.flush()
-    return watcher
+    return process.watch(WATCHER, json.dumps(asdict(sandbox)))

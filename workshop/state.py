@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict:
 
 
 def password(service: str) -> str:
-    """The random password of one service, made at its first use. Call it with the lock held."""
+    """The random password of one service, made at its first use, which is with the lock held."""
     path = state_dir() / "secrets.json"
     known = read_json(path)
     if service not in known:
@@ -141,34 +141,39 @@ def lock(name: str = "lock", deadline_s: float = 180.0) -> Iterator[None]:
     """
     path = state_dir() / name
     with open(path, "a", encoding="utf-8") as file:
-        give_up = time.monotonic() + deadline_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise WorkshopError(
-                        f"another process has held the workbook's lock for {deadline_s:.0f} s: "
-                        "wait for it or end it, then run the command again"
-                    ) from None
-                time.sleep(0.05)
+        _flock(file, fcntl.LOCK_EX, deadline_s)
         try:
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def _flock(file: IO[str], how: int, deadline_s: float) -> None:
+    give_up = time.monotonic() + deadline_s
+    while True:
+        try:
+            return fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise WorkshopError(
+                    f"another process has held the workbook's lock for {deadline_s:.0f} s: "
+                    "wait for it or end it, then run the command again"
+                ) from None
+            time.sleep(0.05)
+
+
+USE_DEADLINE_S = 10.0
 _in_use: IO[str] | None = None  # open as long as this process lives
 
 
 def use() -> None:
-    """From now until this process ends, it counts as one that uses the servers."""
+    """From now until this process ends, it counts as one that uses the servers. Call it with the lock held."""
     global _in_use
     path = state_dir() / "users"
     if _in_use is None or _in_use.closed or Path(_in_use.name) != path:
-        _in_use = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        fcntl.flock(_in_use, fcntl.LOCK_SH)
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        _flock(file, fcntl.LOCK_SH, USE_DEADLINE_S)  # who is alone holds the lock, so there is nobody to wait for
+        _in_use = file
 
 
 def leave() -> None:
@@ -179,7 +184,10 @@ def leave() -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """A block in which nobody else uses the servers; WorkshopError, with the process ids, while somebody does."""
+    """A block in which nobody else uses the servers; WorkshopError, with the process ids, while somebody does.
+
+    Enter it with the lock held: who starts to use the servers holds it too.
+    """
     leave()
     path = state_dir() / "users"
     with open(path, "a", encoding="utf-8") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import psycopg
 
@@ -49,8 +49,4 @@ def turn() -> Iterator[None]:
             time.sleep(LOOK_S)
         if told:
             print(f" {time.monotonic() - start:.0f} s.", flush=True)
-        try:
-            yield
-        finally:
-            with suppress(psycopg.Error):
-                connection.execute("SELECT pg_advisory_unlock_all()")
+        yield

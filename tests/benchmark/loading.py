@@ -150,9 +150,9 @@ from workshop.shop import mongo_loader, postgres_loader
 database, scale, (postgres, mongo) = sys.argv[1], float(sys.argv[2]), (lifecycle.up().postgres, lifecycle.up().mongo)
 before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 start = time.perf_counter()
-postgres_loader.seed_postgres(postgres, scale, database=database, progress=False)
+postgres_loader.seed_postgres(postgres, scale, database=database)
 between = time.perf_counter()
-mongo_loader.seed_mongo(mongo, database, scale, progress=False)
+mongo_loader.seed_mongo(mongo, database, scale)
 end = time.perf_counter()
 print(between - start, end - between, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before_mb)
 """
@@ -206,9 +206,9 @@ servers = lifecycle.up(("postgres",))
 step("PostgreSQL made and started")
 servers = lifecycle.up(("redis", "mongo"))
 step("Redis and MongoDB made and started")
-seed_postgres(lifecycle.up(("postgres",)).postgres, progress=False)
+seed_postgres(lifecycle.up(("postgres",)).postgres)
 step("PostgreSQL seeded")
-seed_mongo(servers.mongo, progress=False)
+seed_mongo(servers.mongo)
 step("MongoDB seeded")
 """
 

@@ -17,7 +17,8 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from workshop.classroom import command
+from workshop import learner
+from workshop.classroom import command, roll
 from workshop.servers.process import free_port
 from workshop.state import CHECKOUT, is_root
 
@@ -73,6 +74,41 @@ def left(folder: Path) -> list[str]:
 def test_wrong_use(options, sentence):
     done = subprocess.run(workshop(*options), capture_output=True, text=True, cwd=CHECKOUT, timeout=60)
     assert done.returncode == 2 and sentence in done.stderr
+
+
+def test_a_class_that_runs_is_not_ended_by_a_second_command(own_state):
+    with command.only_one("class"):
+        for options in (["--learners", "2"], ["--close"]):
+            done = subprocess.run(workshop(*options), capture_output=True, text=True, cwd=CHECKOUT, timeout=60)
+            assert done.returncode == 1 and "a class runs already" in done.stderr
+        assert not (own_state / "class").exists()
+
+
+def test_who_stands_in_the_classs_folder_is_not_of_the_class(own_state):
+    klass = roll.opened("class", 1)
+    sleep = ["sleep", "60"]
+    teachers = subprocess.Popen(sleep, cwd=klass.folder)
+    learners = subprocess.Popen(sleep, cwd=klass.folder, env={**os.environ, learner.VARIABLE: "{}"})
+    try:
+        command._Hub(klass).stop()
+        learners.wait(5)
+        assert teachers.poll() is None
+    finally:
+        teachers.kill()
+        teachers.wait()
+
+
+def test_ctrl_c_ends_a_class_that_is_not_ready_yet(own_state):
+    options = ("--learners", "2", "--scale", "0.02", "--port", str(free_port()))
+    process = subprocess.Popen(workshop(*options), cwd=CHECKOUT)
+    try:
+        while not (own_state / "postgres" / "run.json").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
 
 
 def test_a_class_is_killed_found_again_and_closed(own_state):

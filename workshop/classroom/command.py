@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import ipaddress
 import json
 import os
@@ -11,20 +12,23 @@ import signal
 import socket
 import ssl
 import sys
-import threading
+import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
+from workshop import learner
 from workshop.classroom import accounts, apart, roll
 from workshop.servers import lifecycle
-from workshop.servers.process import ServerProcess, free_port
+from workshop.servers.process import PROGRAMS, ServerProcess, free_port
 from workshop.shop import seed
-from workshop.state import CHECKOUT, WorkshopError, alone, is_root, lock, write_private
+from workshop.state import CHECKOUT, WorkshopError, is_root, lock, state_dir, write_private
 
 PORT = 8000
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,22 +85,36 @@ def wrong_use(given: argparse.Namespace) -> str:
 
 def run(given: argparse.Namespace) -> int:
     """Start the class and stay until Ctrl-C, or close it, or rehearse; the exit code."""
-    if given.close:
-        return _close("class", given.delete_homes)
-    if given.rehearse:
+    with only_one(kind := "rehearsal" if given.rehearse else "class"):
+        if given.close:
+            return _close(kind, given.delete_homes)
         try:
-            return _hold("rehearsal", given)
+            return _hold(kind, given)
         finally:
-            _close("rehearsal", True)
-    return _hold("class", given)
+            if given.rehearse:
+                _close(kind, True)
+
+
+@contextmanager
+def only_one(kind: str) -> Iterator[None]:
+    """A block in which this process alone has the class, until it ends; WorkshopError where another one has it."""
+    with open(state_dir() / f"{kind}-held", "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkshopError(
+                f"a {kind} runs already (what to hand out stands in {state_dir() / kind / 'handout.txt'}): "
+                "to end it, press Ctrl-C in its terminal"
+            ) from None
+        yield
 
 
 def _hold(kind: str, given: argparse.Namespace) -> int:
     from workshop.classroom import handout, rehearsal
 
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stopping.set())
+    for number in STOPS:  # each ends whatever is done at that moment, a rehearsal too
+        signal.signal(number, signal.default_int_handler)
+    waiting = False
     klass = roll.opened(kind, given.learners)
     hub = _Hub(klass)
     if is_root() and given.spawner == "local":
@@ -107,8 +125,6 @@ def _hold(kind: str, given: argparse.Namespace) -> int:
         seed.ensure(servers, given.scale, biographies=True)
         with lock(f"{kind}/prepare.lock"):
             accounts.prepare(klass, servers)
-        if stopping.is_set():
-            return 130
         address = hub.start(given)
         if kind == "rehearsal":
             return rehearsal.run(klass, address, given.lesson)
@@ -119,11 +135,17 @@ def _hold(kind: str, given: argparse.Namespace) -> int:
         print(f"to hand out:          {page} and {page.with_suffix('.txt').name}")
         print(_apart_in_words(given.spawner))
         print("Ctrl-C stops it; notebooks, accounts and passwords stay until --close.", flush=True)
-        while not stopping.wait(1.0):
-            if not hub.process.running():
-                raise WorkshopError(f"JupyterHub has ended, its last words were: {hub.process.last_words()!r}")
-        return 0
+        waiting = True
+        while hub.process.running():
+            time.sleep(1.0)
+        raise WorkshopError(f"JupyterHub has ended, its last words were: {hub.process.last_words()!r}")
+    except KeyboardInterrupt:
+        if waiting:
+            return 0
+        raise
     finally:
+        for number in STOPS:  # the end has deadlines of its own, and half of it would leave learners' processes behind
+            signal.signal(number, lambda *_: None)
         hub.stop()
         _stop_servers()
 
@@ -141,11 +163,8 @@ def _apart_in_words(spawner: str) -> str:
 
 def _stop_servers() -> None:
     if not lifecycle.kept():
-        try:
-            with alone():
-                lifecycle.down()
-        except WorkshopError:
-            pass  # somebody's lesson outside of the class uses them
+        with suppress(WorkshopError):  # somebody's lesson outside of the class uses them
+            lifecycle.down(if_alone=True)
 
 
 class _Hub:
@@ -164,7 +183,7 @@ class _Hub:
         settings = {"ip": given.ip, "port": port, **ports, "spawner": given.spawner, "turns": os.cpu_count() or 1}
         settings |= {name: str(getattr(given, name).resolve()) if getattr(given, name) else None for name in TLS}
         write_private(self.folder / "settings.json", json.dumps(settings))
-        os.environ["WORKSHOP_CLASS_KIND"] = self.klass.kind
+        os.environ[KIND] = self.klass.kind
         # The hub's own state follows the class, whatever folder it works in.
         os.environ["WORKSHOP_STATE"] = str(self.klass.folder.parent)
         config = CHECKOUT / "workshop" / "classroom" / "hub_config.py"
@@ -188,16 +207,23 @@ class _Hub:
             _, left = psutil.wait_procs(left, timeout=15)
 
     def _belongs(self, process: psutil.Process) -> bool:
-        """Whether it works in the class's folder, or, as root, has a learner's user id."""
+        """Whether the class started it in its folder, or, as root, it has a learner's user id.
+
+        A teacher's shell or editor may stand in that folder too.
+        """
         try:
             if is_root() and process.uids().real in {self.klass.uid(seat) for seat in self.klass.seats}:
                 return True
             folder = Path(process.cwd())
-            return process.pid != os.getpid() and self.klass.folder in (folder, *folder.parents)
+            if self.klass.folder not in (folder, *folder.parents):
+                return False
+            # Servers that a learner's lessons started write their titles over their environment.
+            return process.name() in PROGRAMS or not {KIND, learner.VARIABLE}.isdisjoint(process.environ())
         except psutil.Error:
             return False
 
 
+KIND = "WORKSHOP_CLASS_KIND"  # in the environment of the hub and of what it starts
 TLS = ("certificate", "key")
 
 

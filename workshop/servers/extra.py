@@ -12,8 +12,6 @@ import fcntl
 import secrets
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,9 +24,9 @@ from sqlalchemy import URL
 from workshop.servers import postgres_server, redis_server
 from workshop.servers.find import Programs
 from workshop.servers.local import LocalServer
-from workshop.servers.process import ServerProcess, free_port
+from workshop.servers.process import ServerProcess, free_port, watch
 from workshop.servers.service import Service
-from workshop.state import WorkshopError, is_root, lock, password, state_dir, write_private
+from workshop.state import WorkshopError, is_root, lock, state_dir
 
 PREFIX = "extra-"
 HELD = "held"  # a file in the folder, locked by the process that uses the servers
@@ -80,25 +78,11 @@ class RedisNode(redis_server.Redis):
     """One node of a Redis Cluster."""
 
     def __init__(self, name: str) -> None:
-        LocalServer.__init__(self, name, "a node of the Redis Cluster")
+        super().__init__(name, "a node of the Redis Cluster")
 
-    def start(self) -> None:
-        tools = redis_server.programs()
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        port = free_port(self.process.port)
-        write_private(
-            self.folder / "redis.conf",
-            # The nodes' own port is by default that of the clients and 10,000, which may be none.
-            f"bind 127.0.0.1\nport {port}\ncluster-port {self.bus_port()}\nrequirepass {password('redis')}\n"
-            f"daemonize no\n{REDIS_SETTINGS}"
-            'proc-title-template "{title} {listen-addr} {config-file}"\n',
-        )
-        self.process.start(
-            [tools / "redis-server", self.folder / "redis.conf"],
-            port,
-            lambda: self.version(port) is not None,
-            source=tools.source,
-        )
+    def settings(self) -> str:
+        # The nodes' own port is by default that of the clients and 10,000, which may be none.
+        return f"cluster-port {self.bus_port()}\n{REDIS_SETTINGS}"
 
     def bus_port(self) -> int:
         """The port by which the nodes talk to each other; the same again after a stop."""
@@ -128,7 +112,7 @@ class ExtraServers:
             self._folder.mkdir(mode=0o711 if is_root() else 0o700)
             self._held = open(self._folder / HELD, "w", encoding="utf-8")  # noqa: SIM115
             fcntl.flock(self._held, fcntl.LOCK_EX)
-            self._watcher = _watch(self._folder)
+            self._watcher = watch(WATCHER, str(self._folder))
             servers: list[LocalServer] = [Postgres(f"{self._folder.name}/postgres-{n + 1}") for n in range(postgres)]
             servers += [RedisNode(f"{self._folder.name}/redis-{n + 1}") for n in range(redis)]
             self._servers = {server.folder.name: server for server in servers}
@@ -171,19 +155,6 @@ class ExtraServers:
     def __repr__(self) -> str:
         running = ", ".join(f"{name} ({service.version})" for name, service in self.services.items())
         return f"started for this lesson, stopped with it: {running}"
-
-
-def _watch(folder: Path) -> subprocess.Popen:
-    watcher = subprocess.Popen(
-        [sys.executable, "-c", WATCHER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # it must outlive the kernel, whatever signal ends that
-    )
-    watcher.stdin.write(f"{folder}\n".encode())
-    watcher.stdin.flush()
-    return watcher
 
 
 def remove(folder: Path) -> None:

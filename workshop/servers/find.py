@@ -51,17 +51,13 @@ def find(
 ) -> Programs:
     """The folder that holds `program`: the wheel's, else one on PATH or `elsewhere` (the newest first).
 
-    `WORKSHOP_SERVERS=path` passes the wheel over. Raises WorkshopError, naming the `variable` that takes a URL
-    instead, when there is none or only one older than `minimum`.
+    Raises WorkshopError, naming the `variable` that takes a URL instead, when there is none or only one older than
+    `minimum`.
     """
-    only = os.environ.get("WORKSHOP_SERVERS", "")
-    if only not in ("", "path", "wheel"):
-        raise WorkshopError(f"WORKSHOP_SERVERS is 'wheel' or 'path', not {only!r}: correct it or unset it")
-    candidates = [(wheel, "wheel")] if wheel and only != "path" else []
-    if only != "wheel":
-        on_path = shutil.which(program)
-        candidates += [(Path(on_path).resolve().parent, "path")] if on_path else []
-        candidates += [(folder, "path") for folder in elsewhere]
+    candidates = [(wheel, "wheel")] if wheel else []
+    on_path = shutil.which(program)
+    candidates += [(Path(on_path).resolve().parent, "path")] if on_path else []
+    candidates += [(folder, "path") for folder in elsewhere]
     passed_over = []
     for folder, source in candidates:
         if not (folder / program).is_file():
@@ -77,14 +73,10 @@ def find(
         passed_over.append(f"{program} {'.'.join(map(str, version))} is too old")
     wanted = ".".join(map(str, minimum))
     found = f"none that will do was found ({'; '.join(passed_over)})" if passed_over else "none was found"
-    looked = {
-        "": "in a wheel or on PATH",
-        "wheel": "in a wheel, the one place that WORKSHOP_SERVERS names",
-        "path": "on PATH, the one place that WORKSHOP_SERVERS names",
-    }
+    library = "its libraries' system packages (on Debian: libcurl4, libssl3)" if "shared librar" in found else "it"
     raise WorkshopError(
-        f"{program} {wanted} or later is needed and {found} {looked[only]}: "
-        f"install it, or set {variable} to a server's URL, then run `python -m workshop doctor`"
+        f"{program} {wanted} or later is needed and {found} in a wheel or on PATH: "
+        f"install {library}, or set {variable} to a server's URL, then run `python -m workshop doctor`"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import TypeVar
 
 import psycopg
@@ -15,7 +17,13 @@ from workshop.state import WorkshopError, alone, lock, password, state_dir, use
 
 T = TypeVar("T")
 KEEP = "keep"  # a file in the state folder: the servers were started by `up`
-NAMES = ("postgres", "redis", "mongo")
+# Each server: the one that a URL in the environment names, and our own.
+SERVERS: dict[str, tuple[Callable[[], Service | None], Callable[[], LocalServer]]] = {
+    "postgres": (postgres_server.primary_from_environment, postgres_server.primary),
+    "redis": (redis_server.from_environment, redis_server.Redis),
+    "mongo": (mongo_server.from_environment, mongo_server.Mongo),
+}
+NAMES = tuple(SERVERS)
 
 
 def up(names: Sequence[str] = NAMES, replicas: int = 0, *, do_without: bool = False) -> Servers:
@@ -29,17 +37,12 @@ def up(names: Sequence[str] = NAMES, replicas: int = 0, *, do_without: bool = Fa
     which and why.
     """
     notes: list[str] = []
-    starters: dict[str, Callable[[], Service]] = {
-        "postgres": lambda: _postgres_up(replicas, notes),
-        "redis": _redis_up,
-        "mongo": _mongo_up,
-    }
     with lock():
         use()
         for owner in (*NAMES, "mongo-members"):
             password(owner)  # made here, one after the other, before the threads need them
-        with ThreadPoolExecutor(len(starters)) as pool:
-            waiting = {name: pool.submit(starters[name]) for name in names}
+        with ThreadPoolExecutor(len(SERVERS)) as pool:
+            waiting = {name: pool.submit(_up, name, replicas, notes) for name in names}
         errors = {name: error for name, future in waiting.items() if (error := future.exception())}
         fatal = [error for error in errors.values() if not (do_without and isinstance(error, WorkshopError))]
         if fatal or len(errors) == len(waiting):
@@ -49,29 +52,22 @@ def up(names: Sequence[str] = NAMES, replicas: int = 0, *, do_without: bool = Fa
         return Servers(services, following, {name: str(error) for name, error in errors.items()}, notes)
 
 
-def _postgres_up(replicas: int, notes: list[str]) -> Service:
-    service = postgres_server.primary_from_environment()
-    if service and len(postgres_server.replicas_from_environment(service.url)) < replicas:
+def _up(name: str, replicas: int, notes: list[str]) -> Service:
+    by_url, ours = SERVERS[name]
+    service = by_url()
+    if service and name == "postgres" and len(postgres_server.replicas_from_environment(service.url)) < replicas:
         notes.append(
             f"WORKSHOP_REPLICA_URLS names fewer than the {replicas} that this lesson needs: "
             "it uses a PostgreSQL of the workbook's own, started here, in place of your server"
         )
         service = None
-    service = service or postgres_server.primary().up()
-    with postgres_server.connect(service.url) as connection:
-        try:
+    if service:
+        return service  # nothing is made in somebody's database: observe() says what an administrator would run there
+    service = ours().up()
+    if name == "postgres":
+        with postgres_server.connect(service.url) as connection, suppress(psycopg.Error):  # one on PATH may lack it
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-        except psycopg.Error:
-            pass  # somebody's own server without it: observe() then says what it cannot count
     return service
-
-
-def _redis_up() -> Service:
-    return redis_server.from_environment() or redis_server.Redis().up()
-
-
-def _mongo_up() -> Service:
-    return mongo_server.from_environment() or mongo_server.Mongo().up()
 
 
 def _replicas_up(count: int, primary: Service) -> list[Service]:
@@ -83,15 +79,15 @@ def _replicas_up(count: int, primary: Service) -> list[Service]:
 
 def find() -> tuple[dict[str, Service | None], list[Service]]:
     """The services that answer now, by name (None for one that does not), and the replicas. Starts nothing."""
-    finders: dict[str, Callable[[], Service | None]] = {
-        "postgres": lambda: postgres_server.primary_from_environment() or postgres_server.primary().service(),
-        "redis": lambda: redis_server.from_environment() or redis_server.Redis().service(),
-        "mongo": lambda: mongo_server.from_environment() or mongo_server.Mongo().service(),
-    }
-    found = {name: _or_none(look) for name, look in finders.items()}
+    found = {name: _or_none(partial(_find, name)) for name in SERVERS}
     replicas = _or_none(postgres_server.replicas_from_environment) or []
-    replicas += [service for cluster in postgres_server.replicas_made() if (service := cluster.service())]
+    replicas += [service for cluster in postgres_server.replicas_made() if (service := _or_none(cluster.service))]
     return found, replicas
+
+
+def _find(name: str) -> Service | None:
+    by_url, ours = SERVERS[name]
+    return by_url() or ours().service()
 
 
 def _or_none(look: Callable[[], T]) -> T | None:
@@ -103,12 +99,15 @@ def _or_none(look: Callable[[], T]) -> T | None:
 
 def _ours() -> list[LocalServer]:
     """The servers of the state folder, replicas before their primary."""
-    return [*postgres_server.replicas_made(), postgres_server.primary(), redis_server.Redis(), mongo_server.Mongo()]
+    return [*postgres_server.replicas_made(), *(ours() for _, ours in SERVERS.values())]
 
 
-def down() -> list[str]:
-    """Stop every server that the workbook started (never one that was found by URL); the names of those stopped."""
-    with lock():
+def down(*, if_alone: bool = False) -> list[str]:
+    """Stop every server that the workbook started (never one that was found by URL); the names of those stopped.
+
+    Raises WorkshopError, with `if_alone`, while another process uses them.
+    """
+    with lock(), alone() if if_alone else nullcontext():
         (state_dir() / KEEP).unlink(missing_ok=True)
         return [server.name for server in _ours() if server.down()]
 

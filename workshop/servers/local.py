@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from abc import ABC, abstractmethod
 
 from sqlalchemy import URL
@@ -10,6 +11,18 @@ from sqlalchemy import URL
 from workshop.servers.process import MUTE_DEADLINE_S, ServerProcess, remove_folder
 from workshop.servers.service import Service
 from workshop.state import WorkshopError, state_dir
+
+REFUSED_DEADLINE_S = 5.0  # for a server that recovers, or whose connections are all taken
+
+
+class Refused(WorkshopError):
+    """A server of ours runs and answers, but lets nobody in: lessons may be open on it."""
+
+    def __init__(self, name: str, reason: object) -> None:
+        super().__init__(
+            f"{name} runs and lets nobody in ({' '.join(str(reason).split())}): "
+            "shut down the kernels of other lessons, or run `python -m workshop reset`"
+        )
 
 
 class LocalServer(ABC):
@@ -29,23 +42,40 @@ class LocalServer(ABC):
 
     @abstractmethod
     def version(self, port: int) -> str | None:
-        """The version of the server that answers on `port`; None when none does."""
+        """The version of the server on `port`; None when none answers. Raises Refused when one does and gives none."""
 
     @abstractmethod
     def start(self) -> None:
         """Start it, from nothing if need be, and wait until it is ready. It is not running."""
 
+    def ready(self, port: int) -> bool:
+        """Whether it lets us in on `port`."""
+        try:
+            return self.version(port) is not None
+        except Refused:
+            return False
+
     def service(self) -> Service | None:
-        """The running server; None when it is down or does not answer."""
+        """The running server; None when it is down or does not answer. Raises Refused when it lets nobody in."""
         port = self.process.port if self.process.running() else None
         version = self.version(port) if port else None
         return Service(self.kind, self.url(port), version, self.process.source) if version else None
 
     def up(self) -> Service:
-        """The running server, started where it is not running. One that runs but does not answer is replaced."""
-        found = self.service()
-        if found:
-            return found
+        """The running server, started where it is not running. One that runs but does not answer is replaced.
+
+        Raises Refused when it answers and has let nobody in for REFUSED_DEADLINE_S seconds, and leaves it as it is.
+        """
+        give_up = time.monotonic() + REFUSED_DEADLINE_S
+        while True:
+            try:
+                if found := self.service():
+                    return found
+                break
+            except Refused:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.2)
         self.process.stop(self.stop_signal, MUTE_DEADLINE_S)
         self.process.end_strays()
         self.start()

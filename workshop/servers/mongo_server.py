@@ -11,7 +11,7 @@ from pymongo import MongoClient
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 
 from workshop.servers.find import Programs, find, package_folder
-from workshop.servers.local import LocalServer
+from workshop.servers.local import LocalServer, Refused
 from workshop.servers.process import free_port
 from workshop.servers.service import Service
 from workshop.state import WorkshopError, named, password, setting, write_private
@@ -55,14 +55,13 @@ def from_environment() -> Service | None:
             f"{named(VARIABLE)} is not a URL like mongodb://user:password@host:27017/: correct it or unset it"
         ) from None
     except OperationFailure as error:
-        reason = error.details.get("errmsg", str(error)) if error.details else str(error)
         raise WorkshopError(
-            f"{where} cannot be used ({reason}): correct the user, the password or authSource in the URL"
+            f"{where} cannot be used ({_reason(error)}): correct the user, the password or authSource in the URL"
         ) from None
     except PyMongoError as error:
-        # PyMongo appends its time-outs and a description of the topology.
-        reason = " ".join(str(error).split(" (configured")[0].split(", Timeout:")[0].split())
-        raise WorkshopError(f"{where} cannot be used ({reason}): start it, or correct or unset the variable") from None
+        raise WorkshopError(
+            f"{where} cannot be used ({_reason(error)}): start it, or correct or unset the variable"
+        ) from None
     if version is None:
         raise WorkshopError(f"{where} takes no writes: name the primary, or the replica set with ?replicaSet=NAME")
     if tuple(map(int, version.split(".")[:2])) < MINIMUM:
@@ -70,6 +69,13 @@ def from_environment() -> Service | None:
             f"MongoDB 6.0 or later is needed and {named(VARIABLE)} leads to {version}: name a newer server"
         )
     return Service("mongo", url, version, "url")
+
+
+def _reason(error: PyMongoError) -> str:
+    """The server's own reason, without the time-outs and the description of the topology that PyMongo appends."""
+    if isinstance(error, OperationFailure) and error.details:
+        return error.details.get("errmsg", str(error))
+    return " ".join(str(error).split(" (configured")[0].split(", Timeout:")[0].split())
 
 
 def programs() -> Programs:
@@ -92,8 +98,10 @@ class Mongo(LocalServer):
     def version(self, port: int) -> str | None:
         try:
             return server_version(self.url(port))
-        except PyMongoError:
-            return None
+        except PyMongoError as error:
+            if any(words in str(error) for words in ("Connection refused", "timed out", "found yet")):
+                return None
+            raise Refused(self.name, _reason(error)) from None
 
     def start(self) -> None:
         tools = programs()
@@ -109,7 +117,7 @@ class Mongo(LocalServer):
             self._start(tools, port, member=True)
             if not self._complete.exists():
                 self._initialize(port)
-            _wait(lambda: self.version(port), "took no writes")
+            _wait(lambda: self.ready(port), "took no writes")
         except BaseException:
             self.process.stop()
             raise

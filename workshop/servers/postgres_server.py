@@ -14,7 +14,7 @@ import psycopg
 from sqlalchemy import URL, make_url
 
 from workshop.servers.find import Programs, find, for_account, package_folder
-from workshop.servers.local import LocalServer
+from workshop.servers.local import LocalServer, Refused
 from workshop.servers.process import free_port, hand_over, run_tool
 from workshop.servers.service import Service
 from workshop.state import WorkshopError, is_root, named, password, setting, state_dir, write_private
@@ -243,7 +243,9 @@ class Cluster(LocalServer):
         try:
             with connect(self.url(port)) as connection:
                 number = connection.info.server_version
-        except psycopg.OperationalError:
+        except psycopg.OperationalError as error:
+            if "FATAL:" in str(error):  # its own words: too many clients, or it recovers
+                raise Refused(self.name, _reason(error)) from None
             return None
         return text((number // 10000, number % 10000))
 
@@ -257,7 +259,7 @@ class Cluster(LocalServer):
         self.process.start(
             [tools / "postgres", "-D", self.data, "-p", str(port)],
             port,
-            lambda: self.version(port) is not None,
+            lambda: self.ready(port),
             source=tools.source,
             unprivileged=True,
             stop_signal=signal.SIGQUIT,

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,8 +58,8 @@ def hand_over(path: Path) -> None:
 class ServerProcess:
     """One server process that outlives the Python process that started it.
 
-    `folder` holds its data, its log and `run.json` (process id, start time, port, where the program came from), by
-    which a later Python process finds it.
+    `folder` holds its data, its log and `run.json` (process id, port, where the program came from), by which a
+    later Python process finds it.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -86,8 +87,9 @@ class ServerProcess:
         run = read_json(self._run_file)
         try:
             process = psutil.Process(run["pid"])
-            # A process id alone may by now belong to somebody else: after a reboot it often does.
-            same = process.name() == run["program"] and abs(process.create_time() - run["created"]) < 1.0
+            # A process id alone may by now belong to somebody else: after a reboot it often does. When it was started
+            # would not do: the system reckons that from its clock, and somebody may set the clock.
+            same = process.name() == run["program"] and self._works_here(process, dying=True)
             return process if same and _alive(process) else None
         except (KeyError, TypeError, ValueError, psutil.Error):
             return None
@@ -127,9 +129,7 @@ class ServerProcess:
                     f"{self.name} could not be started ({error.strerror}: {command[0]}): "
                     "run `python -m workshop doctor`"
                 ) from None
-        process = psutil.Process(child.pid)
-        run = {"pid": child.pid, "program": Path(command[0]).name, "created": process.create_time()}
-        run |= {"port": port, "source": source}
+        run = {"pid": child.pid, "program": Path(command[0]).name, "port": port, "source": source}
         write_private(self._run_file, json.dumps(run))
         give_up = time.monotonic() + START_DEADLINE_S
         try:
@@ -167,7 +167,8 @@ class ServerProcess:
         moved or deleted under a server. Two servers on one folder would destroy its data. PostgreSQL gets SIGQUIT: it
         must not write a checkpoint into a folder that is no longer its own, and recovers from its log.
         """
-        strays = [process for process in psutil.process_iter(["name"]) if self._is_stray(process)]
+        servers = [process for process in psutil.process_iter(["name"]) if process.info["name"] in PROGRAMS]
+        strays = [process for process in servers if _alive(process) and self._works_here(process)]
         for stray in strays:
             _signal(stray, signal.SIGQUIT if stray.info["name"] == "postgres" else signal.SIGTERM)
         if not _wait_until_gone(strays, STRAY_DEADLINE_S):
@@ -176,14 +177,21 @@ class ServerProcess:
             _wait_until_gone(strays, STRAY_DEADLINE_S)
         return len(strays)
 
-    def _is_stray(self, process: psutil.Process) -> bool:
-        if process.info["name"] not in PROGRAMS:
-            return False
+    def _works_here(self, process: psutil.Process, dying: bool = False) -> bool:
+        """Whether its working folder is ours or within, or its command line names ours, which may have been moved.
+
+        `dying` is the answer for one that has given its memory back and tells neither any more.
+        """
         try:
-            # The kernel marks a deleted folder; the command line still names one that was moved.
-            folder = Path(process.cwd().removesuffix(" (deleted)"))
-            inside = folder == self.folder or self.folder in folder.parents
-            return _alive(process) and (inside or f"{self.folder}/" in " ".join(process.cmdline()))
+            command = " ".join(process.cmdline())
+            if f"{self.folder}/" in command:
+                return True
+            if not (command and (folder := process.cwd())):
+                return dying
+            inside = Path(folder.removesuffix(" (deleted)"))  # so the kernel marks it
+            return self.folder.resolve() in (inside, *inside.parents)
+        except psutil.ZombieProcess:
+            return dying
         except psutil.Error:
             return False  # another user's, or gone
 
@@ -228,8 +236,8 @@ def _wait_until_gone(processes: Sequence[psutil.Process], deadline_s: float) -> 
 
 def run_tool(
     command: Sequence[str | Path], what: str, *, unprivileged: bool = False, deadline_s: float = 120.0, **kwargs
-) -> str:
-    """Run a server's own tool to its end and return what it printed; raises WorkshopError with its last line."""
+) -> None:
+    """Run a server's own tool to its end; raises WorkshopError with its last line."""
     try:
         done = subprocess.run(
             [str(part) for part in command],
@@ -246,7 +254,21 @@ def run_tool(
     if done.returncode:
         last = (done.stdout.strip().splitlines() or ["(nothing)"])[-1]
         raise WorkshopError(f"{what} failed, its last words were: {last!r}: run `python -m workshop doctor`")
-    return done.stdout
+
+
+def watch(code: str, line: str) -> subprocess.Popen:
+    """Start a watcher: Python that runs `code` and reads `line`, and whose input ends when this process does."""
+    watcher = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # it must outlive the kernel, whatever signal ends that
+    )
+    watcher.stdin.write(f"{line}\n")  # by pipe: there may be passwords in it
+    watcher.stdin.flush()
+    return watcher
 
 
 def remove_folder(folder: Path) -> None:

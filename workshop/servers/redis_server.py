@@ -7,7 +7,7 @@ from typing import Any
 import redis
 
 from workshop.servers.find import Programs, find, package_folder
-from workshop.servers.local import LocalServer
+from workshop.servers.local import LocalServer, Refused
 from workshop.servers.process import free_port
 from workshop.servers.service import Service
 from workshop.state import WorkshopError, named, password, setting, write_private
@@ -71,8 +71,12 @@ class Redis(LocalServer):
 
     kind = "redis"
 
-    def __init__(self) -> None:
-        super().__init__("redis", "Redis")
+    def __init__(self, name: str = "redis", title: str = "Redis") -> None:
+        super().__init__(name, title)
+
+    def settings(self) -> str:
+        """Lines of redis.conf. Persistence stays as Redis ships it: snapshots, no append-only file."""
+        return "databases 64\nsave 3600 1 300 100 60 10000\n"
 
     def url(self, port: int) -> str:
         return f"redis://:{password('redis')}@127.0.0.1:{port}/0"
@@ -80,26 +84,28 @@ class Redis(LocalServer):
     def version(self, port: int) -> str | None:
         try:
             return server_version(self.url(port))
-        except (redis.RedisError, OSError):
+        except (redis.TimeoutError, OSError):
             return None
+        except redis.RedisError as error:
+            if "connecting to" in str(error):  # nobody listens
+                return None
+            raise Refused(self.name, error) from None
 
     def start(self) -> None:
         tools = programs()
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self._leave_a_newer_snapshot(tools)
         port = free_port(self.process.port)
-        # Persistence stays as Redis ships it: snapshots, no append-only file.
         write_private(
             self.folder / "redis.conf",
-            f"bind 127.0.0.1\nport {port}\nrequirepass {password('redis')}\ndaemonize no\ndatabases 64\n"
-            "save 3600 1 300 100 60 10000\n"
+            f"bind 127.0.0.1\nport {port}\nrequirepass {password('redis')}\ndaemonize no\n{self.settings()}"
             # The process's title names the folder, by which a server is found whose folder was moved.
             'proc-title-template "{title} {listen-addr} {config-file}"\n',
         )
         self.process.start(
             [tools / "redis-server", self.folder / "redis.conf"],
             port,
-            lambda: self.version(port) is not None,
+            lambda: self.ready(port),
             source=tools.source,
         )
 

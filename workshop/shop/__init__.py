@@ -1,4 +1,4 @@
-"""The shop: its ORM classes (models.py) and the loader that brings its rows to the servers (seed.py)."""
+"""The shop: its ORM classes (models.py), its rows (files.py), and the loaders that bring them to the servers."""
 
 from workshop.shop.models import SHOP_TODAY, Base, Customer, Order, OrderItem, Product
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -26,15 +25,12 @@ SCALES = (0.01, 100)
 BLOCK = 1 << 18  # bytes per message to the server
 BATCH = 2_000  # documents per insert
 BIOS = 128  # customers per turn of the maker of biographies: about one block
-_LOCK = 0x776F726B73686F70  # "workshop" in ASCII: the advisory lock that seeders take in turn
 
 Advance = Callable[[int], Any]
 
 
 class DataError(WorkshopError):
-    """The shipped data is not what it should be: one sentence with what was expected, what was found and what
-    to run.
-    """
+    """The shop's data is not what it should be: one sentence with what was expected, what was found, what to run."""
 
 
 def check_scale(scale: float) -> float:
@@ -47,86 +43,51 @@ def check_scale(scale: float) -> float:
 # --- the files ------------------------------------------------------------------------------------
 
 
-def _fix(path: Path) -> str:
-    return f"restore it with `git checkout -- data/{path.name}`, then run `python -m workshop reset`"
+def _damaged(name: str, expected: str, found: str) -> DataError:
+    return DataError(
+        f"data/{name} is missing or damaged: expected {expected}, found {found}; "
+        f"restore it with `git checkout -- data/{name}`, then run `python -m workshop reset`"
+    )
 
 
 def read_manifest(data_dir: Path | None = None) -> dict[str, Any]:
-    """data/manifest.json: `files` and `tables` with rows and SHA-256. Raises DataError when it is missing
-    or bad.
-    """
-    path = (data_dir or DATA) / "manifest.json"
+    """data/manifest.json: `files` and `tables` with rows and SHA-256. Raises DataError when it is missing or bad."""
     try:
-        manifest = json.loads(path.read_bytes())
-        wanted = [(manifest["files"][name], ("rows", "bytes", "sha256")) for name in FILES.values()]
-        wanted += [(manifest["tables"][name], ("rows", "sha256")) for name in FILES]
-        for entry, keys in wanted:
-            for key in keys:
-                if not isinstance(entry[key], str if key == "sha256" else int):
-                    raise TypeError(key)
-    except OSError as error:
-        reason = error.strerror or "an error"
-        raise DataError(f"data/manifest.json cannot be read: expected a file, found: {reason}; {_fix(path)}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        found = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(
-            "data/manifest.json is damaged: expected JSON with rows and SHA-256 of each file and "
-            f"table, found: {found}; "
-            f"{_fix(path)}"
-        ) from None
+        manifest = json.loads(((data_dir or DATA) / "manifest.json").read_bytes())
+        for table, file in FILES.items():
+            manifest["tables"][table]["rows"], manifest["files"][file]["sha256"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        expected = "JSON with the rows of each table and SHA-256 of each file"
+        raise _damaged("manifest.json", expected, f"{type(error).__name__}: {error}") from None
     return manifest
 
 
 def check_files(data_dir: Path | None = None) -> dict[str, Any]:
-    """Check size and SHA-256 of every shipped file; the manifest. Raises DataError for the first that
-    differs.
-    """
-    folder = data_dir or DATA
-    manifest = read_manifest(folder)
+    """Check SHA-256 of every shipped file; the manifest. Raises DataError for the first that differs."""
+    manifest = read_manifest(data_dir)
     for name in FILES.values():
-        path, expected = folder / name, manifest["files"][name]
+        expected = f"SHA-256 {manifest['files'][name]['sha256']}"
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise DataError(
-                f"data/{name} is missing: expected {expected['bytes']:,} bytes, found no file; {_fix(path)}"
-            ) from None
+            with open((data_dir or DATA) / name, "rb") as file:
+                found = f"SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
         except OSError as error:
-            raise DataError(
-                f"data/{name} cannot be read: expected a file, found: {error.strerror}; {_fix(path)}"
-            ) from None
-        if len(content) != expected["bytes"]:
-            raise DataError(
-                f"data/{name} is damaged: expected {expected['bytes']:,} bytes, found {len(content):,}; {_fix(path)}"
-            )
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != expected["sha256"]:
-            raise DataError(
-                f"data/{name} is damaged: expected SHA-256 {expected['sha256'][:12]}..., found "
-                f"{digest[:12]}...; {_fix(path)}"
-            )
+            found = str(error.strerror)
+        if found != expected:
+            raise _damaged(name, expected, found)
     return manifest
 
 
 def _lines(name: str, folder: Path) -> Iterator[bytes]:
     """The expanded lines of a shipped file, the header included."""
-    path = folder / FILES[name]
-    try:
-        with gzip.open(path, "rb") as file:
-            yield from file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"data/{path.name} is damaged: expected gzip, found: {error}; {_fix(path)}") from None
+    with gzip.open(folder / FILES[name], "rb") as file:
+        yield from file
 
 
 def _raw_blocks(name: str, folder: Path) -> Iterator[bytes]:
     """A shipped file expanded, in blocks: no work per row."""
-    path = folder / FILES[name]
-    try:
-        with gzip.open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                yield block
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"data/{path.name} is damaged: expected gzip, found: {error}; {_fix(path)}") from None
+    with gzip.open(folder / FILES[name], "rb") as file:
+        while block := file.read(BLOCK):
+            yield block
 
 
 # --- rows at any scale ----------------------------------------------------------------------------
@@ -214,11 +175,6 @@ _MAKERS = {
 }
 
 
-def table_of(stream: str) -> str:
-    """The table that a stream fills."""
-    return "customers" if stream == CUSTOMERS_WITH_BIOGRAPHIES else stream
-
-
 def copy_columns(table: str) -> list[str]:
     """The columns that COPY fills: all but the number that the server gives to each order item."""
     columns = Base.metadata.tables[table].columns
@@ -231,7 +187,7 @@ def table_stream(stream: str, scale: float = 1.0, data_dir: Path | None = None) 
     """
     folder = data_dir or DATA
     copies = _copies(scale)
-    table = table_of(stream)
+    table = "customers" if stream == CUSTOMERS_WITH_BIOGRAPHIES else stream
     yield (",".join(copy_columns(table)) + "\n").encode("ascii")
     for copy, limit in copies:
         if table == "products" and copy:
@@ -260,18 +216,6 @@ def profile_lines(scale: float = 1.0, data_dir: Path | None = None) -> Iterator[
             yield line
 
 
-def check_stream(name: str, rows: int, sha256: str, manifest: dict[str, Any]) -> None:
-    """At scale 1: what was sent is what the manifest says."""
-    expected = manifest["tables"][name]
-    if (rows, sha256) != (expected["rows"], expected["sha256"]):
-        raise DataError(
-            f"the rows made for {name} differ from data/manifest.json: expected {expected['rows']:,} "
-            "rows with SHA-256 "
-            f"{expected['sha256'][:12]}..., found {rows:,} with {sha256[:12]}...; "
-            "restore them with `git checkout -- data workshop/shop`, then run `python -m workshop reset`"
-        )
-
-
 def version_of_data(manifest: dict[str, Any]) -> str:
     """Short name of the data, so that a database seeded from other data is replaced."""
     return hashlib.sha256(json.dumps(manifest["tables"], sort_keys=True).encode()).hexdigest()[:16]
@@ -298,18 +242,13 @@ def document_of(line: bytes) -> dict[str, Any]:
     return document
 
 
-def stream_checksums(data_dir: Path | None = None, scale: float = 1.0) -> dict[str, dict[str, Any]]:
-    """{stream or "profiles": {"rows", "sha256"}} of what would be loaded, without a server."""
+def stream_checksums(data_dir: Path | None = None) -> dict[str, dict[str, Any]]:
+    """{stream or "profiles": {"rows", "sha256"}} of what is loaded at scale 1: what data/make.py writes down."""
     found = {}
-    for stream in (*TABLES, CUSTOMERS_WITH_BIOGRAPHIES):
+    for stream in (*TABLES, CUSTOMERS_WITH_BIOGRAPHIES, PROFILES):
         digest, lines = hashlib.sha256(), 0
-        for block in table_stream(stream, scale, data_dir):
+        for block in profile_lines(1.0, data_dir) if stream == PROFILES else table_stream(stream, 1.0, data_dir):
             digest.update(block)
             lines += block.count(b"\n")
-        found[stream] = {"rows": lines - 1, "sha256": digest.hexdigest()}
-    digest, lines = hashlib.sha256(), 0
-    for line in profile_lines(scale, data_dir):
-        digest.update(line)
-        lines += 1
-    found[PROFILES] = {"rows": lines, "sha256": digest.hexdigest()}
+        found[stream] = {"rows": lines - (stream != PROFILES), "sha256": digest.hexdigest()}
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -26,7 +25,6 @@ from workshop.shop.files import (
     DataError,
     check_files,
     check_scale,
-    check_stream,
     copy_columns,
     read_manifest,
     table_stream,
@@ -65,16 +63,15 @@ def copy_statement(table: str, options: str = "") -> sql.Composed:
     )
 
 
-def copy_table(cursor: psycopg.Cursor, table: str, blocks: Iterable[bytes], advance: Advance) -> tuple[int, str]:
-    """COPY the blocks into `table`, made in the same transaction; rows and SHA-256 of the bytes sent.
+def copy_table(cursor: psycopg.Cursor, table: str, blocks: Iterable[bytes], advance: Advance) -> int:
+    """COPY the blocks into `table`, made in the same transaction; the number of rows.
 
     FREEZE writes the rows as if VACUUM had been there: no second pass over the pages, and index-only scans at
     once.
     """
-    digest, lines = hashlib.sha256(), 0
+    lines = 0
     with cursor.copy(copy_statement(table, ", FREEZE")) as copy:
         for block in blocks:
-            digest.update(block)
             copy.write(block)
             count = block.count(b"\n")
             lines += count
@@ -84,7 +81,7 @@ def copy_table(cursor: psycopg.Cursor, table: str, blocks: Iterable[bytes], adva
             f"{table} holds {cursor.rowcount:,} rows, expected {lines - 1:,}: run `python -m workshop "
             "reset` to load it again"
         )
-    return lines - 1, digest.hexdigest()
+    return lines - 1
 
 
 def _load_postgres(
@@ -92,12 +89,11 @@ def _load_postgres(
     scale: float,
     manifest: dict[str, Any],
     folder: Path,
-    progress: bool,
     biographies: bool,
-    found: dict[str, dict[str, Any]],
+    found: dict[str, int],
     keep: Callable[[], None],
 ) -> None:
-    """Make and fill the tables that `found` does not have yet: rows and SHA-256 per table; `keep` is called after each.
+    """Make and fill the tables that `found` does not have yet: rows per table; `keep` is called after each.
 
     Memory does not grow with the scale: rows are made block by block.
     """
@@ -110,18 +106,15 @@ def _load_postgres(
         "client_min_messages = warning",
     ):
         cursor.execute(f"SET {setting}")
-    with bar("PostgreSQL", total, unit=" rows", shown=progress) as loaded:
+    with bar("PostgreSQL", total, unit=" rows") as loaded:
         for table in TABLES:
             if table in found:  # by a seeder that was stopped
-                loaded.update(found[table]["rows"])
+                loaded.update(found[table])
                 continue
             with connection.transaction():
                 create_bare_table(cursor, table)
                 stream = CUSTOMERS_WITH_BIOGRAPHIES if biographies and table == "customers" else table
-                rows, sha256 = copy_table(cursor, table, table_stream(stream, scale, folder), loaded.update)
-                if scale == 1:
-                    check_stream(stream, rows, sha256, manifest)
-                found[table] = {"rows": rows, "sha256": sha256}
+                found[table] = copy_table(cursor, table, table_stream(stream, scale, folder), loaded.update)
                 keep()
         loaded.set_description("PostgreSQL, indexes")
         with connection.transaction():
@@ -145,8 +138,7 @@ def _add_keys_and_indexes(cursor: psycopg.Cursor) -> None:
 
 
 def seeded_postgres(url: URL, database: str = DATABASE) -> dict[str, Any] | None:
-    """What `database` was seeded with: scale, rows and checksums per table; None when it is not there or
-    not ours.
+    """What `database` was seeded with: scale and rows per table; None when it is not there or not ours.
 
     One query; `url` is of any database of the server.
     """
@@ -207,7 +199,6 @@ def _set_comment(connection: psycopg.Connection, database: str, record: dict[str
 def seed_postgres(
     url: URL,
     scale: float = 1.0,
-    progress: bool = True,
     *,
     database: str | None = None,
     biographies: bool = False,
@@ -247,9 +238,9 @@ def seed_postgres(
             return rows
         loading = f"{database}_loading"
         name = sql.Identifier(loading)
-        begun = {"workshop": "loading", "scale": scale, "version": version_of_data(manifest), "tables": {}}
+        begun = {"workshop": "loading", "scale": scale, "version": version_of_data(manifest), "filled": {}}
         left = _comment(admin, loading)[1]
-        if begun == {**left, "tables": {}}:
+        if begun == {**left, "filled": {}}:
             begun = left
         else:
             if not _drop_if_empty(url, admin, loading):
@@ -260,7 +251,7 @@ def seed_postgres(
                     name
                 )
             )
-        found = begun["tables"]
+        found = begun["filled"]
         try:
             with connect(url, loading) as connection:
 
@@ -268,15 +259,9 @@ def seed_postgres(
                     _set_comment(connection, loading, begun)
 
                 keep()
-                _load_postgres(connection, scale, manifest, folder, progress, biographies, found, keep)
-            rows = {table: found[table]["rows"] for table in TABLES}
-            record = {
-                "workshop": "shop",
-                "scale": scale,
-                "version": version_of_data(manifest),
-                "rows": rows,
-                "checksums": {table: found[table]["sha256"] for table in TABLES},
-            }
+                _load_postgres(connection, scale, manifest, folder, biographies, found, keep)
+            rows = {table: found[table] for table in TABLES}
+            record = {"workshop": "shop", "scale": scale, "version": version_of_data(manifest), "rows": rows}
             _set_comment(admin, loading, record)
             admin.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false").format(name))
             _swap(admin, loading, database)

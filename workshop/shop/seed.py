@@ -1,4 +1,4 @@
-"""The shop on all servers: seed what is missing, say what is there, remove it.
+"""The shop on all servers: seed what is missing, and say what is there.
 
 Nothing is loaded before the SHA-256 of every file has been checked, and what is loaded appears under its name
 in the last step: PostgreSQL's database is renamed, MongoDB's collection is renamed. So a store holds the
