@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from certipy import Certipy
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from workshop import learner
@@ -122,8 +123,8 @@ def test_a_class_is_killed_found_again_and_closed(own_state):
         process.kill()
         process.wait()
     assert left(folder)  # its hub lives on, and is found
-    with running(own_state, *options) as (_, printed):
-        assert password in printed
+    with running(own_state, *options, *_certificate(own_state / "tls")) as (_, printed):
+        assert password in printed and "https://127.0.0.1" in printed
         if PROGRAM:
             _in_chromium(printed, own_state)
     closing = subprocess.run(workshop("--close"), capture_output=True, text=True, cwd=CHECKOUT, timeout=60)
@@ -131,6 +132,14 @@ def test_a_class_is_killed_found_again_and_closed(own_state):
     assert not PROGRAM or (folder / "homes" / "ada" / "notebooks" / "00-start-here.ipynb").exists()
     assert command.main(["--close", "--delete-homes"]) == 0
     assert not folder.exists() and not left(folder)
+
+
+def _certificate(folder: Path) -> tuple[str, ...]:
+    """The options for one that nobody knows."""
+    authority = Certipy(store_dir=str(folder))
+    authority.create_ca("authority")
+    files = authority.create_signed_pair("class", "authority")["files"]
+    return "--certificate", files["cert"], "--key", files["key"]
 
 
 def _in_chromium(printed: str, state: Path) -> None:
@@ -166,7 +175,7 @@ def _in_chromium(printed: str, state: Path) -> None:
 
 
 def _visitor(browser: Browser) -> Page:
-    page = browser.new_context().new_page()
+    page = browser.new_context(ignore_https_errors=True).new_page()  # the certificate is nobody's
     page.set_default_timeout(30_000)
     return page
 

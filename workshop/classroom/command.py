@@ -21,11 +21,11 @@ from pathlib import Path
 import psutil
 
 from workshop import learner
-from workshop.classroom import accounts, apart, roll
+from workshop.classroom import accounts, apart, containers, roll
 from workshop.servers import lifecycle
 from workshop.servers.process import PROGRAMS, ServerProcess, free_port
 from workshop.shop import seed
-from workshop.state import CHECKOUT, WorkshopError, is_root, lock, state_dir, write_private
+from workshop.state import CHECKOUT, WorkshopError, is_root, lock, read_json, state_dir, write_private
 
 PORT = 8000
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -49,6 +49,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", type=Path, metavar="F", help="the certificate's key")
     parser.add_argument("--behind-proxy", action="store_true", help="a proxy in front of it does TLS")
     parser.add_argument("--spawner", choices=("local", "docker"), default="local", help="processes or containers")
+    parser.add_argument("--image", default=containers.IMAGE, metavar="I", help=f"docker: image ({containers.IMAGE})")
+    parser.add_argument("--network", default=containers.HOST, metavar="N", help="docker: network (default: host)")
     parser.add_argument("--scale", type=float, help="size of the shop, where it is not there yet (default: 1)")
     parser.add_argument("--close", action="store_true", help="remove the class's accounts and databases")
     parser.add_argument("--delete-homes", action="store_true", help="with --close: learners' notebooks too")
@@ -117,15 +119,17 @@ def _hold(kind: str, given: argparse.Namespace) -> int:
     waiting = False
     klass = roll.opened(kind, given.learners)
     hub = _Hub(klass)
-    if is_root() and given.spawner == "local":
+    docker = containers.connected(given.image) if given.spawner == "docker" else None
+    if is_root() and not docker:
         apart.check(klass.uid(0))
     try:
         hub.stop()  # of a class that was killed
         servers = lifecycle.up()
+        hub_ip = containers.address(docker, given.network, servers) if docker else "127.0.0.1"
         seed.ensure(servers, given.scale, biographies=True)
         with lock(f"{kind}/prepare.lock"):
             accounts.prepare(klass, servers)
-        address = hub.start(given)
+        address = hub.start(given, hub_ip)
         if kind == "rehearsal":
             return rehearsal.run(klass, address, given.lesson)
         page = handout.write(klass.folder, address, klass.password)
@@ -152,7 +156,7 @@ def _hold(kind: str, given: argparse.Namespace) -> int:
 
 def _apart_in_words(spawner: str) -> str:
     if spawner == "docker":
-        return "Each learner has a container of her own."
+        return f"Each learner has a container of her own. Limits: {containers.IN_WORDS}."
     if is_root():
         return f"Each learner has a user id of her own: files are kept apart. Limits: {apart.NOT_LIMITED}."
     return (
@@ -175,12 +179,13 @@ class _Hub:
         self.folder = klass.folder / "hub"
         self.process = ServerProcess("JupyterHub", self.folder)
 
-    def start(self, given: argparse.Namespace) -> str:
+    def start(self, given: argparse.Namespace, hub_ip: str) -> str:
         """Start it; the address that learners open, with a slash at its end."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
         port = _port(given.ip, given.port)
         ports = {f"{name}_port": free_port() for name in ("hub", "api", "page")}
         settings = {"ip": given.ip, "port": port, **ports, "spawner": given.spawner, "turns": os.cpu_count() or 1}
+        settings |= {"image": given.image, "network": given.network, "hub_ip": hub_ip}
         settings |= {name: str(getattr(given, name).resolve()) if getattr(given, name) else None for name in TLS}
         write_private(self.folder / "settings.json", json.dumps(settings))
         os.environ[KIND] = self.klass.kind
@@ -195,8 +200,10 @@ class _Hub:
         return f"{scheme}://{socket.getfqdn() if everywhere else _host(given.ip)}:{port}/"
 
     def stop(self) -> None:
-        """Stop it and whatever of the class's processes is left, also after it was killed."""
+        """Stop it and whatever of the class's processes and containers is left, also after it was killed."""
         self.process.stop(signal.SIGTERM, 60.0)
+        if read_json(self.folder / "settings.json").get("spawner") == "docker":
+            containers.remove(self.klass)
         left = [process for process in psutil.process_iter() if self._belongs(process)]
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in left:

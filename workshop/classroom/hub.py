@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from jupyterhub.utils import random_port
 from tornado.web import HTTPError
 
 from workshop import learner
-from workshop.classroom import accounts, roll, seat
+from workshop.classroom import accounts, containers, roll, seat
 from workshop.lab import SETTINGS
 from workshop.servers import lifecycle
 from workshop.servers.service import Servers
@@ -25,6 +24,7 @@ from workshop.state import WorkshopError, state_dir
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 PROMPT = "A word of your own (you choose it now, and give it again the next time):"
 IDLE_S = 3600  # a kernel whose page is closed ends after this, and its sandbox with it
+START_S = 300
 
 
 class ClassAuthenticator(SharedPasswordAuthenticator):
@@ -86,17 +86,24 @@ class LocalSeat(_Seated, SimpleLocalProcessSpawner):
 
 
 class DockerSeat(_Seated, DockerSpawner):
-    """A container on this machine, which shares its network: the class's servers listen on loopback only."""
+    """A container on this machine, under the user id that owns the learner's home."""
 
     def get_env(self) -> dict[str, str]:
         told = self.told()
-        told.pop(seat.UID, None)  # the container's own user is nobody else's
-        return {**super().get_env(), **told}
+        told.pop(seat.UID, None)  # it is that user from its start
+        own = {"USER": self.user.name, "HOME": containers.HOME, "WORKSHOP_STATE": f"{containers.HOME}/.workshop"}
+        return {**super().get_env(), **own, **told}
 
     async def start(self) -> Any:
-        self.port = random_port()  # the network is shared, so each needs another
-        await super().start()
-        return "127.0.0.1", self.port
+        name = self.user.name
+        self.volumes = containers.volumes(self.roll, name)
+        self.extra_create_kwargs = {"user": containers.user(self.roll, name), "labels": containers.label(self.roll)}
+        if self.network_name == containers.HOST:  # shared, so each needs another port, and listens on loopback
+            self.ip, self.port = "127.0.0.1", random_port()
+        return await super().start()
+
+    async def get_ip_and_port(self) -> tuple[str, int]:
+        return (self.ip, self.port) if self.network_name == containers.HOST else await super().get_ip_and_port()
 
 
 def configure(c: Any, kind: str) -> None:
@@ -133,17 +140,17 @@ def configure(c: Any, kind: str) -> None:
     # Thirty start at the same moment, and two cores take a minute for that.
     c.JupyterHub.concurrent_spawn_limit = 0
     c.JupyterHub.active_server_limit = klass.learners + 1
-    c.Spawner.start_timeout = c.Spawner.http_timeout = 300
+    c.Spawner.start_timeout = c.Spawner.http_timeout = START_S
     c.Spawner.notebook_dir = "~/notebooks"
     c.Spawner.default_url = "/lab/tree/00-start-here.ipynb"
     c.Spawner.args = [
         "--log-level=ERROR",
         f"--MappingKernelManager.cull_idle_timeout={IDLE_S}",
-        *(() if given["spawner"] == "docker" else (f"--LabApp.app_settings_dir={SETTINGS}",)),
+        f"--LabApp.app_settings_dir={containers.inside(SETTINGS) if given['spawner'] == 'docker' else SETTINGS}",
     ]
     c.LocalSeat.cmd = [sys.executable, "-m", "workshop.classroom.seat"]
     if given["spawner"] == "docker":
-        _containers(c, klass)
+        _containers(c, klass, given)
 
     c.JupyterHub.services = [
         {
@@ -159,13 +166,18 @@ def configure(c: Any, kind: str) -> None:
     ]
 
 
-def _containers(c: Any, klass: roll.Roll) -> None:
+def _containers(c: Any, klass: roll.Roll, given: dict[str, Any]) -> None:
     """One container a learner, from the lab's image, with limits, and her home in a folder of the class's."""
-    c.DockerSeat.image = os.environ.get("WORKSHOP_LAB_IMAGE", "data-access-workshop-lab")
-    c.DockerSeat.cmd = ["python", "-m", "workshop.classroom.seat"]
-    c.DockerSeat.network_name = "host"
-    c.DockerSeat.extra_host_config = {"network_mode": "host"}
+    c.JupyterHub.hub_ip = given["hub_ip"]
+    c.DockerSeat.image, c.DockerSeat.network_name = given["image"], given["network"]
+    c.DockerSeat.cmd = [containers.PYTHON, "-m", "workshop.classroom.seat"]
     c.DockerSeat.remove = True
-    c.DockerSeat.mem_limit, c.DockerSeat.cpu_limit = "2G", 2
-    c.DockerSeat.volumes = {str(Path(klass.folder, "homes", "{username}")): "/home/learner"}
-    c.DockerSeat.environment = {"HOME": "/home/learner", "WORKSHOP_STATE": "/home/learner/.workshop"}
+    c.DockerSeat.client_kwargs = {"timeout": START_S}  # they are made one after the other
+    c.DockerSeat.name_template = f"{klass.prefix}{{username}}"  # two classes on one machine have other names
+    c.DockerSeat.format_volume_name = lambda path, spawner: path  # a path may have braces in it
+    c.DockerSeat.mem_limit, c.DockerSeat.cpu_limit = containers.LIMITS
+    c.DockerSeat.extra_host_config = containers.HOST_CONFIG
+    # On a shared loopback, a kernel's outputs could be read by anyone; a socket in the learner's home is hers alone.
+    c.DockerSeat.args = [*c.Spawner.args, "--KernelManager.transport=ipc"]
+    if given["network"] == containers.HOST:
+        c.DockerSeat.use_internal_ip = True  # there is no port to publish, and Docker refuses to

@@ -154,7 +154,7 @@ def opened(kind: str, learners: int | None) -> Roll:
         try:
             raise WorkshopError(
                 f"user id {roll.uid(seat)} is {pwd.getpwuid(roll.uid(seat)).pw_name}'s, and a class needs those from "
-                f"{roll.uid(roll.seats[0])} on: run it as another user than root, or with --spawner docker"
+                f"{roll.uid(roll.seats[0])} on: run it as another user than root"
             )
         except KeyError:
             pass
