@@ -101,6 +101,9 @@ def remove(klass: Roll) -> None:
     """Remove the class's containers, also those of a hub that was killed; nothing where Docker does not answer."""
     marks = [f"{key}={value}" for key, value in label(klass).items()]
     with suppress(DockerException):
-        for container in docker.from_env().containers.list(all=True, filters={"label": marks}):
-            with suppress(APIError):  # it may remove itself at this moment
+        for container in docker.from_env().containers.list(all=True, filters={"label": marks}, ignore_removed=True):
+            try:
                 container.remove(force=True, v=True)
+            except APIError:  # it is removing itself at this moment
+                with suppress(APIError, OSError):
+                    container.wait(timeout=60, condition="removed")
