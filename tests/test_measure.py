@@ -301,7 +301,7 @@ def test_prepare_runs_before_every_sample_untimed_and_each_sample_is_one_call():
 
 
 def test_slow_steps_get_six_pairs_and_others_what_fits():
-    for cost, pairs, expected in ((2_000, 20, 6), (500, 20, 8), (8, 20, 20), (8, 40, 40)):
+    for cost, pairs, expected in ((2_000, 20, 6), (300, 20, 8), (8, 20, 20), (8, 40, 40)):
         machine = Machine(0)
         result = compare(machine.work(cost), machine.work(cost), pairs=pairs, clock=machine.clock)
         assert result.pairs == expected, cost
@@ -311,7 +311,7 @@ def test_the_budget_counts_prepare_too():
     machine = Machine(0)
 
     def prepare():
-        machine.now += 450 * MS
+        machine.now += 250 * MS
 
     result = compare(machine.work(50), machine.work(50), prepare=prepare, clock=machine.clock)
     assert result.pairs == 8
