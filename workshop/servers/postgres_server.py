@@ -83,8 +83,6 @@ def wait_for_replicas(primary: URL, replicas: Sequence[URL], deadline_s: float =
 
     A kernel that was killed within `replay_paused` leaves the replay paused, and its lock free: then it goes on.
     """
-    if not replicas:
-        return
     with connect(primary) as connection:
         written = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone()[0]
     give_up = time.monotonic() + deadline_s
