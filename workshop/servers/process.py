@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -111,6 +112,7 @@ class ServerProcess:
 
         Raises WorkshopError, with the log's last line, when it ends or is not ready within START_DEADLINE_S seconds.
         """
+        self._wait_for_the_last()
         if self.log.exists() and self.log.stat().st_size > 10_000_000:
             self.log.replace(self.log.with_suffix(".log.1"))
         with open(self.log, "a", encoding="utf-8") as log:
@@ -146,6 +148,14 @@ class ServerProcess:
         except BaseException:
             self.stop(stop_signal)
             raise
+
+    def _wait_for_the_last(self) -> None:
+        """Wait for the process of `run.json`, which may be dying: PostgreSQL does not start while its id is taken."""
+        run = read_json(self._run_file)
+        with suppress(KeyError, TypeError, ValueError, psutil.Error):
+            process = psutil.Process(run["pid"])
+            if process.name() == run["program"] and self._works_here(process, dying=True):
+                process.wait(STRAY_DEADLINE_S)
 
     def stop(self, stop_signal: int = signal.SIGTERM, deadline_s: float = STOP_DEADLINE_S) -> bool:
         """Stop it, first politely, after the deadline by force. Returns whether there was something to stop."""
