@@ -127,12 +127,13 @@ def bob(klass: roll.Roll, small_shop: Servers) -> Iterator[Learner]:
 
 def test_a_learner_may_change_all_that_is_hers(ada):
     rows = """
-    import psycopg
+    import psycopg, pymongo, redis as client
     with psycopg.connect(postgres) as connection:
         connection.execute("CREATE INDEX ON orders (status)")
         connection.execute("UPDATE customers SET name = 'Ada' WHERE id = 1")
         connection.execute("CREATE TABLE own (id int)")
-    answer = [lesson._mongo[name].profiles.count_documents({}), lesson._redis.set("own", "1")]
+    with pymongo.MongoClient(lesson.mongo_url) as mongo, client.Redis.from_url(redis) as own:
+        answer = [mongo[name].profiles.count_documents({}), own.set("own", "1")]
     """
     documents, kept = ada.answer(rows, **ada.given)
     assert documents > 0 and kept
