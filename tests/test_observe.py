@@ -131,8 +131,6 @@ def test_a_cold_engine_counts_like_a_warm_one(scratch, watcher, options):
         both.append(seen.counts)
     assert both[0].pop("connections") == 1
     assert both[1].pop("connections") == 0
-    if options.get("isolation_level") == "AUTOCOMMIT":  # its set-up ends by a COMMIT, as the program's own might
-        both[1]["commits"] += 1
     assert both[0] == both[1]
     assert both[0]["statements"] == 4
     engine.dispose()
@@ -187,23 +185,26 @@ def nested(connection, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-@pytest.mark.parametrize("cold", [True, False])
-def test_savepoints_with_and_without_a_new_engine(engine, scratch, watcher, cold, end):
-    """The set-up of a `cold` engine ends by a ROLLBACK, which is not counted, whatever others do meanwhile."""
+@pytest.mark.parametrize("commit", [True, False])
+@pytest.mark.parametrize("cold", [{}, {"isolation_level": "SERIALIZABLE"}, {"isolation_level": "AUTOCOMMIT"}, None])
+def test_savepoints_with_and_without_a_new_engine(engine, scratch, watcher, cold, commit, end):
+    """The set-up of a `cold` engine ends by ROLLBACK or COMMIT; savepoints of another engine must not decide which."""
     ask(engine)
-    new = create_engine(scratch) if cold else None
+    new = create_engine(scratch, **cold) if cold is not None else None
     with watcher.watch() as seen:
         with engine.connect() as connection:
             nested(connection, end)
-            connection.commit()
+            connection.commit() if commit else connection.rollback()
         ask(engine)  # ends by ROLLBACK
         with engine.begin() as connection:
             connection.execute(text("SELECT 1"))
         if new:
             with new.connect() as connection:
                 connection.execute(text("SELECT 1"))
-    assert (seen.commits, seen.rollbacks) == (2, 1 + cold)
-    assert seen.statements == 4 + cold
+    autocommit = cold == {"isolation_level": "AUTOCOMMIT"}
+    expected = (1 + commit, 2 - commit + (cold is not None and not autocommit))
+    assert (seen.commits, seen.rollbacks) == expected
+    assert seen.statements == 4 + (new is not None)
     if new:
         new.dispose()
 
@@ -230,10 +231,10 @@ def test_nested_transactions_of_psycopg(engine, scratch, watcher):
                 connection.execute("SELECT 1")
             with contextlib.suppress(ZeroDivisionError), connection.transaction():
                 raise ZeroDivisionError
-        new = create_engine(scratch)
+        new = create_engine(scratch, isolation_level="AUTOCOMMIT")
         ask(new)
         new.dispose()
-    assert (seen.commits, seen.rollbacks) == (1, 1)
+    assert (seen.commits, seen.rollbacks) == (1, 0)
 
 
 def test_what_a_function_runs_belongs_to_its_caller(engine, watcher):

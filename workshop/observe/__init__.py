@@ -19,10 +19,9 @@ PostgreSQL (15 or newer), for one database, whichever program or connection did 
 
     Not counted as `statements`: transaction control (BEGIN, COMMIT, SAVEPOINT, ...), the driver's DEALLOCATE
     (PostgreSQL before 17 does not report it), and the five catalog queries by which a new SQLAlchemy engine gets to
-    know its server, with their transaction. So the same code gives the same counts on a cold and on a warm engine, but
-    for the `commits` of one in AUTOCOMMIT: cold, it has one more. `by_statement()` lists them all. `DECLARE`, `FETCH`
-    and `CLOSE` of a server-side cursor count as a statement each. A statement that a function runs belongs to the
-    statement that called the function.
+    know its server, with their transaction. So the same code gives the same counts on a cold and on a warm engine.
+    `by_statement()` lists them all. `DECLARE`, `FETCH` and `CLOSE` of a server-side cursor count as a statement each. A
+    statement that a function runs belongs to the statement that called the function.
 
     A `SELECT` may write WAL: the first read after a write sets hint bits, and where the cluster has checksums (the
     default from PostgreSQL 18 on) that is logged, up to a whole page at a time. VACUUM first.

@@ -19,6 +19,7 @@ from workshop.observe.statements import (
     CONTROL,
     StatementCount,
     classified,
+    cold_autocommit_engines,
     is_query,
     normalised,
     transactions,
@@ -147,12 +148,13 @@ class PostgresProbe:
     @contextmanager
     def watch(self, seen: Observation) -> Iterator[None]:
         before = self.read(texts=False)
-        try:
-            yield
-        finally:
-            self._fill(seen, before, self.read(texts=True))
+        with cold_autocommit_engines(self.database) as cold:
+            try:
+                yield
+            finally:
+                self._fill(seen, before, self.read(texts=True), len(cold))
 
-    def _fill(self, seen: Observation, before: _Reading, after: _Reading) -> None:
+    def _fill(self, seen: Observation, before: _Reading, after: _Reading, cold_autocommit: int) -> None:
         primary = self.label == "primary"
         absent = [] if before.sessions is not None and after.sessions is not None else ["connections"]
         if primary and not absent:
@@ -173,7 +175,7 @@ class PostgresProbe:
         self._add_notes(seen, before, after)
         if not primary:
             return
-        commits, rollbacks = transactions(statements)
+        commits, rollbacks = transactions(statements, cold_autocommit)
         seen._count(
             statements=sum(s.calls for s in work),
             rows=sum(s.rows for s in work),

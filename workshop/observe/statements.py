@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+from workshop.observe.windows import Windows
 
 _LEADING_COMMENT = re.compile(r"\A(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.DOTALL)
 _KINDS = (
@@ -71,14 +77,40 @@ def classified(numbers: Mapping[str, Sequence[int]]) -> list[StatementCount]:
     return found
 
 
-def transactions(statements: Sequence[StatementCount]) -> tuple[int, int]:
-    """COMMITs and ROLLBACKs, less the ROLLBACKs with which new SQLAlchemy engines ended their set-up.
+# AUTOCOMMIT engines of this process that connect for the first time: their set-up ends by COMMIT, that of others by
+# ROLLBACK, and the server's counters do not tell the two apart. By id, with the dialect, so that no id is used twice.
+_cold_engines: Windows[tuple[str, dict[int, Any]]] = Windows()
+
+
+@event.listens_for(Engine, "do_connect")
+def _connecting(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> None:
+    if not _cold_engines.open or getattr(dialect, "_on_connect_isolation_level", None) != "AUTOCOMMIT":
+        return
+    with _cold_engines.lock:
+        for database, dialects in _cold_engines.open:
+            # the set-up finds out the version
+            if dialect.server_version_info is None and options.get("dbname") in (None, database):
+                dialects[id(dialect)] = dialect
+
+
+@contextmanager
+def cold_autocommit_engines(database: str) -> Iterator[dict[int, Any]]:
+    """The dialects of this process's AUTOCOMMIT engines that get to know `database` during the block."""
+    with _cold_engines.window((database, {})) as (_, dialects):
+        yield dialects
+
+
+def transactions(statements: Sequence[StatementCount], cold_autocommit: int) -> tuple[int, int]:
+    """COMMITs and ROLLBACKs, less those with which new SQLAlchemy engines ended their set-up.
 
     A new engine ends it by ROLLBACK, after one savepoint. A new engine in AUTOCOMMIT ends it by COMMIT, without a
-    savepoint: the server's counters do not tell that COMMIT from the program's own, so it is counted.
+    savepoint; `cold_autocommit` are those of this process, and one in another process is known only where the block
+    has fewer savepoints than new engines.
     """
     calls: Counter[str] = Counter()
     for statement in statements:
         calls[statement.kind] += statement.calls
     engines = sum(s.calls for s in statements if s.kind == "set-up" and s.text.lower() == _SET_UP_ONCE)
-    return calls["commit"], calls["rollback"] - min(engines, calls["savepoint"], calls["rollback"])
+    by_rollback = min(max(0, engines - cold_autocommit), calls["savepoint"], calls["rollback"])
+    by_commit = min(engines - by_rollback, calls["commit"])
+    return calls["commit"] - by_commit, calls["rollback"] - by_rollback
