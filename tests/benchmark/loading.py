@@ -147,14 +147,20 @@ LOAD = """
 import resource, sys, time
 from workshop.servers import lifecycle
 from workshop.shop import mongo_loader, postgres_loader
+
+def peak_mb():
+    if sys.platform == "linux":  # where ru_maxrss begins with the peak of the process that started this one
+        return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
 database, scale, (postgres, mongo) = sys.argv[1], float(sys.argv[2]), (lifecycle.up().postgres, lifecycle.up().mongo)
-before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before_mb = peak_mb()
 start = time.perf_counter()
 postgres_loader.seed_postgres(postgres, scale, database=database)
 between = time.perf_counter()
 mongo_loader.seed_mongo(mongo, database, scale)
 end = time.perf_counter()
-print(between - start, end - between, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before_mb)
+print(between - start, end - between, peak_mb() - before_mb)
 """
 
 
