@@ -177,7 +177,5 @@ def _containers(c: Any, klass: roll.Roll, given: dict[str, Any]) -> None:
     c.DockerSeat.format_volume_name = lambda path, spawner: path  # a path may have braces in it
     c.DockerSeat.mem_limit, c.DockerSeat.cpu_limit = containers.LIMITS
     c.DockerSeat.extra_host_config = containers.HOST_CONFIG
-    # On a shared loopback, a kernel's outputs could be read by anyone; a socket in the learner's home is hers alone.
-    c.DockerSeat.args = [*c.Spawner.args, "--KernelManager.transport=ipc"]
     if given["network"] == containers.HOST:
         c.DockerSeat.use_internal_ip = True  # there is no port to publish, and Docker refuses to

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from workshop.classroom import apart
@@ -25,10 +26,14 @@ def main() -> int:
     os.chdir(home)
     for name in refresh(home / "notebooks", CHECKOUT / "notebooks"):
         print(f"a newer {name} lies beside the edited one", flush=True)
-    server = subprocess.Popen([sys.executable, "-m", "jupyterhub.singleuser", *sys.argv[1:]])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: server.send_signal(number))
-    ended = server.wait()
+    # Whoever reaches a kernel's TCP port reads its outputs; a socket in a folder of the learner's is hers alone. Its
+    # path has 107 characters at most (104 on macOS), so it lies in /tmp.
+    with tempfile.TemporaryDirectory(prefix="kernels-", dir="/tmp") as sockets:
+        command = [sys.executable, "-m", "jupyterhub.singleuser", "--KernelManager.transport=ipc", *sys.argv[1:]]
+        server = subprocess.Popen(command, env={**os.environ, "JUPYTER_RUNTIME_DIR": sockets})
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: server.send_signal(number))
+        ended = server.wait()
     # What a lesson had started of its own: Redis, and the PostgreSQL of the lesson about replicas.
     subprocess.run([sys.executable, "-m", "workshop", "down"], stdout=subprocess.DEVNULL)
     return ended
