@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-ROOM = 590  # of 720: the rest is margin, and the arrows
+ROOM = 560  # of 720: the rest is margin, and the arrows
 LINE, CODE_LINE, ROW = 21, 18, 24
 CHARACTERS = 150  # of prose in a line
 LEFT_OUT = {"colab", "cheats"}
