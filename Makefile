@@ -14,7 +14,10 @@ INSTALL = $(RUN) pip install --quiet --disable-pip-version-check --require-hashe
 LOCK = $(RUN) uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate
 
-.PHONY: lab test test-browser test-classroom classroom screenshots chromium outputs book slides down clean bench newest lock
+# Two processes with servers of their own; nbval compares each cell with what is stored.
+PYTEST = $(RUN) pytest tests notebooks -n auto --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 240 --durations 15
+
+.PHONY: lab test test-long test-browser test-classroom classroom screenshots chromium outputs book slides down clean bench newest lock
 
 lab: $(READY)
 	@$(RUN) workshop lab $(ARGS)
@@ -22,9 +25,13 @@ lab: $(READY)
 test: $(READY)
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 	@$(RUN) workshop up
-	@$(RUN) pytest tests notebooks -m "not alone" -n auto --dist loadfile --nbval --nbval-current-env \
-	    --nbval-cell-timeout 240 --durations 15 $(ARGS)
+	@$(PYTEST) -m "not alone and not long" $(ARGS)
 	@$(RUN) pytest tests -m alone $(ARGS) || test $$? = 5  # 5: ARGS chose none of these
+
+# What takes longer: the lessons whole, with all that stands under "Going further", and servers that are killed and repaired.
+test-long: $(READY)
+	@$(RUN) workshop up
+	@$(PYTEST) -m "long or lesson" $(ARGS)
 
 # A reader's way through the workbook in the system's Chromium; `make screenshots` takes the README's pictures on the way.
 test-browser: chromium $(READY) $(VENV)/ready-browser $(VENV)/ready-book

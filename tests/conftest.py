@@ -7,12 +7,14 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import psycopg
 import pymongo
 import pytest
 import redis
+from nbval.plugin import IPyNbCell
 from sqlalchemy import URL
 
 from workshop import results, sandbox
@@ -32,6 +34,20 @@ if WORKER:
 def pytest_xdist_auto_num_workers() -> int:
     """Two for `-n auto`; none beside the only one where URLs lead all of them to the same servers."""
     return 0 if any(setting(f"WORKSHOP_{name}_URL") for name in ("POSTGRES", "REDIS", "MONGO")) else 2
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cells of notebooks, so that `make test` can leave out what stands under "Going further"."""
+    lengths: dict[Path, int] = {}
+    for item in items:
+        if isinstance(item, IPyNbCell):
+            if item.path not in lengths:
+                cells = takewhile(lambda cell: not cell.source.startswith("## Going further"), item.parent.nb.cells)
+                lengths[item.path] = sum(cell.cell_type == "code" for cell in cells)
+            item.add_marker("lesson")
+            if item.cell_num >= lengths[item.path]:
+                item.add_marker("long")
 
 
 def pytest_sessionfinish() -> None:

@@ -40,6 +40,7 @@ def databases(servers: Servers) -> set[str]:
         return {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
 
 
+@pytest.mark.long
 def test_up_status_and_down(own_state):
     nothing = json.loads(workshop("status", "--json").stdout)
     assert nothing["services"]["postgres"] == {"ready": False, "version": None, "source": None, "address": None}
@@ -86,6 +87,7 @@ def test_wrong_use_is_exit_code_2(arguments, complaint):
     assert complaint in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_reset_refuses_damaged_data_and_keeps_what_is_there(own_state, tmp_path):
     copy = tmp_path / "a checkout"
     for folder in ("workshop", "data"):
@@ -164,6 +166,7 @@ def test_doctor(own_state, monkeypatch):
     assert "FAIL  Redis" in failed.stdout and "secret" not in failed.stdout
 
 
+@pytest.mark.long
 def test_lab_answers_and_stops_what_it_started(own_state):
     assert workshop("up", *SMALL).returncode == 0
     workshop("down")  # what `up` starts would stay

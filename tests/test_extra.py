@@ -21,7 +21,7 @@ from workshop.state import WorkshopError, lock, password
 MEMORY_MB = 400
 GONE_WITHIN_S = 60.0
 
-pytestmark = pytest.mark.usefixtures("passwords")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("passwords")]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from workshop.shop import seed
 from workshop.state import WorkshopError, alone
 
 POSTGRES = ("postgres",)
+pytestmark = pytest.mark.long
 
 
 def servers_on(folder: Path) -> list[psutil.Process]:

@@ -287,6 +287,7 @@ print(*held())
 """
 
 
+@pytest.mark.long
 def test_the_first_cell_run_twenty_times_leaves_nothing_over(shop):
     """Connections, threads, watchers and exit hooks of one process."""
     done = subprocess.run([sys.executable, "-c", FIRST_CELLS], capture_output=True, text=True, timeout=250)

@@ -107,6 +107,7 @@ def test_streams_are_those_of_the_manifest_every_time() -> None:
     assert files.stream_checksums() == files.read_manifest()["tables"]
 
 
+@pytest.mark.long
 def test_two_copies_and_a_part_keep_their_references() -> None:
     scale = 1.01
     streams = {table: b"".join(files.table_stream(table, scale)).splitlines()[1:] for table in files.TABLES}
@@ -224,6 +225,7 @@ def test_a_second_time_returns_at_once(full, monkeypatch: pytest.MonkeyPatch) ->
     } == full.rows
 
 
+@pytest.mark.long
 def test_a_small_shop_is_whole_and_another_scale_replaces_it(shop) -> None:
     for scale in (0.01, SMALL):
         rows = postgres_loader.seed_postgres(shop.postgres, scale, database=shop.name)
@@ -308,6 +310,7 @@ def test_damaged_data_is_one_sentence_and_loads_nothing(shop, data: Path, case: 
     assert shop.store.list_collection_names() == []
 
 
+@pytest.mark.long
 def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch: pytest.MonkeyPatch) -> None:
     postgres_loader.seed_postgres(shop.postgres, 0.01, database=shop.name)
     mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01)

@@ -30,6 +30,7 @@ from workshop.servers.service import Servers
 from workshop.state import ACCOUNT, WorkshopError, is_root, lock, password
 
 NAMES = ("postgres", "redis", "mongo")
+pytestmark = pytest.mark.long
 
 
 def server_processes(folder: Path) -> dict[str, psutil.Process]:
