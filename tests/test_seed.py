@@ -20,6 +20,7 @@ import pytest
 from psycopg import sql
 from sqlalchemy import URL, create_engine, inspect
 
+from workshop import sandbox
 from workshop.shop import SHOP_TODAY, Base, files, mongo_loader, postgres_loader
 
 SMALL = 0.02
@@ -370,6 +371,18 @@ def test_what_a_killed_loader_left_is_cleared_away(shop) -> None:
     mongo_loader.seed_mongo(shop.mongo, shop.name, 0.01)
     assert databases(shop.postgres, shop.name) == {shop.name}
     assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
+
+
+def test_a_shop_whose_drop_was_cut_short_is_made_anew(shop) -> None:
+    with postgres_loader.connect(shop.postgres) as admin:
+        for _ in range(2):
+            rows = postgres_loader.seed_postgres(shop.postgres, 0.01, database=shop.name)
+            assert postgres_loader.seeded_postgres(shop.postgres, shop.name)["rows"] == rows
+            mark = "UPDATE pg_database SET datconnlimit = -2, datistemplate = false WHERE datname = %s"
+            admin.execute(mark, [shop.name])  # as PostgreSQL leaves it
+            assert postgres_loader.seeded_postgres(shop.postgres, shop.name) is None
+    sandbox.drop_postgres(shop.postgres, shop.name)
+    assert databases(shop.postgres, shop.name) == set()
 
 
 def test_somebody_elses_database_is_never_dropped(shop) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workshop.state import WorkshopError
 
 if TYPE_CHECKING:
-    from workshop.servers.service import Service
+    from workshop.servers.service import Servers, Service
 
 
 def _scale(text: str) -> float:
@@ -62,30 +61,26 @@ def _up(arguments: argparse.Namespace) -> int:
     servers = lifecycle.up(replicas=arguments.replicas, do_without=True)
     lifecycle.keep()
     seed.ensure(servers, arguments.scale)
-    _print_state(_state_of(servers.services, servers.replica_services))
+    _print_state(_state_of(servers))
     for reason in servers.lacking.values():
         print(f"workshop: {reason}", file=sys.stderr)
     return 1 if servers.lacking else 0
 
 
-def _state_of(found: Mapping[str, Service | None], replicas: Sequence[Service]) -> dict:
+def _state_of(servers: Servers) -> dict:
     """What `status --json` prints."""
     from workshop.shop import seed
 
-    def describe(service: Service | None) -> dict:
-        return {"ready": service is not None} | {
-            key: getattr(service, key, None) for key in ("version", "source", "address")
-        }
+    def describe(service: Service | None, reason: str | None = None) -> dict:
+        known = {key: getattr(service, key, None) for key in ("version", "source", "address")}
+        return {"ready": service is not None, **known, "reason": reason}
 
-    return {
-        "services": {
-            "postgres": describe(found.get("postgres")),
-            "replicas": [describe(replica) for replica in replicas],
-            "redis": describe(found.get("redis")),
-            "mongo": describe(found.get("mongo")),
-        },
-        "data": seed.status(found.get("postgres"), found.get("mongo")),
+    found = servers.services
+    services: dict = {
+        name: describe(found.get(name), servers.lacking.get(name)) for name in ("postgres", "redis", "mongo")
     }
+    services["replicas"] = [describe(replica) for replica in servers.replica_services]
+    return {"services": services, "data": seed.status(found.get("postgres"), found.get("mongo"))}
 
 
 def _print_state(state: dict) -> None:
@@ -93,7 +88,7 @@ def _print_state(state: dict) -> None:
     services |= {f"replica {number}": replica for number, replica in enumerate(services.pop("replicas"), 1)}
     for name, service in services.items():
         where = f"ready, {service['version']} at {service['address']}, from {service['source']}"
-        print(f"{name:<10} {where if service['ready'] else 'not running'}")
+        print(f"{name:<10} {where if service['ready'] else service['reason'] or 'not running'}")
     data = state["data"]
     rows = ", ".join(f"{count:,} {table}" for table, count in data["rows"].items())
     print(f"{'data':<10} " + (f"scale {data['scale']:g}: {rows}" if rows else "not seeded"))
@@ -102,7 +97,7 @@ def _print_state(state: dict) -> None:
 def _status(arguments: argparse.Namespace) -> int:
     from workshop.servers import lifecycle
 
-    state = _state_of(*lifecycle.find())
+    state = _state_of(lifecycle.find())
     if arguments.json:
         print(json.dumps(state, indent=2))
     else:
@@ -130,7 +125,7 @@ def _reset(arguments: argparse.Namespace) -> int:
     # On somebody's server the shop is made beside the one that is there, and copies that are open stay as they are.
     sandbox.reap(servers)
     seed.ensure(servers, arguments.scale, anew=True)
-    _print_state(_state_of(servers.services, servers.replica_services))
+    _print_state(_state_of(servers))
     return 0
 
 

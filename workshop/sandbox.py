@@ -26,7 +26,7 @@ from sqlalchemy import URL, make_url
 
 from workshop import learner, lease
 from workshop.servers import mongo_server, process, redis_server
-from workshop.servers.postgres_server import connect, connect_common
+from workshop.servers.postgres_server import connect, connect_common, drop_database
 from workshop.servers.service import Servers
 from workshop.shop import DATABASE, WITH_BIOGRAPHIES
 from workshop.state import WorkshopError
@@ -118,7 +118,7 @@ def drop_postgres(admin: URL, name: str) -> None:
         with suppress(psycopg.Error):  # not loaded, or not allowed, on somebody's own server
             forget = "SELECT pg_stat_statements_reset(0, oid, 0) FROM pg_database WHERE datname = %s"
             connection.execute(forget, [name])
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        drop_database(connection, name)
 
 
 def drop_mongo(client: MongoClient, name: str) -> None:

@@ -20,7 +20,7 @@ from workshop.classroom.roll import Roll
 from workshop.learner import READY
 from workshop.progress import bar
 from workshop.servers import mongo_server
-from workshop.servers.postgres_server import connect
+from workshop.servers.postgres_server import connect, drop_database
 from workshop.servers.service import Servers
 from workshop.shop import DATABASE, WITH_BIOGRAPHIES
 from workshop.shop.mongo_loader import META, PROFILES
@@ -40,7 +40,7 @@ def prepare(roll: Roll, servers: Servers) -> None:
         for shop in (DATABASE, WITH_BIOGRAPHIES):
             if _template(servers.postgres, connection, roll, shop) and shop == DATABASE:
                 for seat in roll.seats:  # what is ready is of the shop as it was
-                    _drop_database(connection, roll.place(seat, 0).spare)
+                    drop_database(connection, roll.place(seat, 0).spare)
                     _drop_ready(client, roll, seat)
         with bar("preparing places", len(roll.seats), " places") as shown:
             for seat in roll.seats:
@@ -89,7 +89,7 @@ def _template(admin: URL, connection: psycopg.Connection, roll: Roll, shop: str)
     known = {row[0]: row[1:] for row in connection.execute(comments)}
     if shop not in known or (name in known and known[name] == (known[shop][0], True)):
         return False
-    _drop_database(connection, name)
+    drop_database(connection, name)
     _run(connection, "CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY ALLOW_CONNECTIONS false", name, shop)
     _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", name)
     _run(connection, "ALTER DATABASE {} ALLOW_CONNECTIONS true", name)
@@ -119,17 +119,11 @@ def spare(connection: psycopg.Connection, roll: Roll, seat: int) -> None:
     if _there(connection, "pg_database", "datname", name):
         return
     making = f"{name}_making"  # a killed class leaves no half a copy under the name
-    _drop_database(connection, making)
+    drop_database(connection, making)
     statement = "CREATE DATABASE {} TEMPLATE {} OWNER {} STRATEGY FILE_COPY"
     _run(connection, statement, making, f"{roll.prefix}{DATABASE}", roll.account(seat))
     _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", making)
     _run(connection, "ALTER DATABASE {} RENAME TO {}", making, name)
-
-
-def _drop_database(connection: psycopg.Connection, name: str) -> None:
-    if _there(connection, "pg_database", "datname", name):
-        _run(connection, "ALTER DATABASE {} IS_TEMPLATE false", name)
-        _run(connection, "DROP DATABASE {} WITH (FORCE)", name)
 
 
 def _user(client: MongoClient, roll: Roll, seat: int) -> None:
@@ -196,7 +190,7 @@ def remove(roll: Roll, servers: Servers) -> None:
     """Remove all that `prepare` made, and whatever else belongs to the learners' accounts."""
     with _admin(servers.postgres) as connection, mongo_server.connect(servers.mongo) as client:
         for shop in (DATABASE, WITH_BIOGRAPHIES):
-            _drop_database(connection, f"{roll.prefix}{shop}")
+            drop_database(connection, f"{roll.prefix}{shop}")
         pattern = roll.prefix.replace("_", r"\_") + "%"
         roles = connection.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE %s", [pattern]).fetchall()
         for (name,) in roles:
@@ -214,7 +208,7 @@ def remove(roll: Roll, servers: Servers) -> None:
 def _drop_databases_of(connection: psycopg.Connection, role: str) -> None:
     owned = "SELECT datname FROM pg_database WHERE pg_get_userbyid(datdba) = %s"
     for (name,) in connection.execute(owned, [role]).fetchall():
-        _drop_database(connection, name)
+        drop_database(connection, name)
 
 
 def _drop_documents(client: MongoClient, roll: Roll, seat: int) -> None:

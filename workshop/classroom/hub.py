@@ -110,8 +110,7 @@ def configure(c: Any, kind: str) -> None:
     """Fill JupyterHub's configuration `c` from what `command.py` wrote into the class's folder."""
     klass = roll.found(kind)
     given = json.loads((klass.folder / "hub" / "settings.json").read_text(encoding="utf-8"))
-    services, _ = lifecycle.find()
-    servers = Servers({name: service for name, service in services.items() if service})
+    servers = lifecycle.find()
     folder = klass.folder / "hub"
 
     c.JupyterHub.bind_url = f"{'https' if given['certificate'] else 'http'}://{given['ip']}:{given['port']}"

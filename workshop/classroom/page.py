@@ -24,7 +24,6 @@ from tornado.web import Application, HTTPError, RequestHandler, authenticated
 from workshop import passed, results
 from workshop.classroom import accounts, roll
 from workshop.servers import lifecycle
-from workshop.servers.service import Servers
 from workshop.state import CHECKOUT
 
 BASE = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/class/")
@@ -147,10 +146,10 @@ class Page(HubOAuthenticated, RequestHandler):
 
 
 def _reset(klass: roll.Roll, name: str) -> None:
-    services, _ = lifecycle.find()
+    servers = lifecycle.find()
     seat = klass.forget(name)
     if seat is not None:
-        accounts.reset(klass, Servers({known: service for known, service in services.items() if service}), seat)
+        accounts.reset(klass, servers, seat)
 
 
 async def _hub(method: str, path: str) -> dict[str, Any]:

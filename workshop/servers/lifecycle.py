@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from functools import partial
 from typing import TypeVar
 
 import psycopg
@@ -77,17 +76,19 @@ def _replicas_up(count: int, primary: Service) -> list[Service]:
     return [postgres_server.Cluster(f"replica{number}", ours).follow() for number in range(1, count + 1)]
 
 
-def find() -> tuple[dict[str, Service | None], list[Service]]:
-    """The services that answer now, by name (None for one that does not), and the replicas. Starts nothing."""
-    found = {name: _or_none(partial(_find, name)) for name in SERVERS}
-    replicas = _or_none(postgres_server.replicas_from_environment) or []
-    replicas += [service for cluster in postgres_server.replicas_made() if (service := _or_none(cluster.service))]
-    return found, replicas
-
-
-def _find(name: str) -> Service | None:
-    by_url, ours = SERVERS[name]
-    return by_url() or ours().service()
+def find() -> Servers:
+    """The servers that answer now; `lacking` says why another one lets nobody in. Starts nothing."""
+    found = Servers({})
+    for name, (by_url, ours) in SERVERS.items():
+        try:
+            if service := by_url() or ours().service():
+                found.services[name] = service
+        except WorkshopError as error:
+            found.lacking[name] = str(error)
+    found.replica_services.extend(_or_none(postgres_server.replicas_from_environment) or [])
+    replicas = map(_or_none, (cluster.service for cluster in postgres_server.replicas_made()))
+    found.replica_services.extend(filter(None, replicas))
+    return found
 
 
 def _or_none(look: Callable[[], T]) -> T | None:

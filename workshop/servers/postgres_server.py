@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 from sqlalchemy import URL, make_url
 
 from workshop.servers.find import Programs, find, for_account, package_folder
@@ -45,6 +46,15 @@ def connect(url: URL, database: str | None = None, autocommit: bool = True) -> p
     return psycopg.connect(
         dsn(url.set(database=database or url.database)), connect_timeout=CONNECT_DEADLINE_S, autocommit=autocommit
     )
+
+
+def drop_database(connection: psycopg.Connection, name: str) -> None:
+    """Drop a database with its connections, a template too; nothing where it is not there."""
+    query = "SELECT datistemplate FROM pg_database WHERE datname = %s"
+    # Where an earlier DROP was cut short it is invalid and no template any more: ALTER would be refused.
+    if connection.execute(query, [name]).fetchone() == (True,):
+        connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(name)))
+    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def connect_common(url: URL) -> psycopg.Connection:

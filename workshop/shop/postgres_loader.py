@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import dialect as PostgresDialect
 from sqlalchemy.schema import AddConstraint, CreateColumn, CreateIndex
 
 from workshop.progress import bar
-from workshop.servers.postgres_server import connect, connect_common
+from workshop.servers.postgres_server import connect, connect_common, drop_database
 from workshop.shop import DATABASE, WITH_BIOGRAPHIES
 from workshop.shop.files import (
     CUSTOMERS_WITH_BIOGRAPHIES,
@@ -148,14 +148,16 @@ def seeded_postgres(url: URL, database: str = DATABASE) -> dict[str, Any] | None
 
 def _comment(connection: psycopg.Connection, database: str) -> tuple[bool, dict[str, Any]]:
     """Whether the database is there, and the record in its comment ({} when that is not the workbook's)."""
-    row = connection.execute(
-        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [database]
-    ).fetchone()
+    query = "SELECT shobj_description(oid, 'pg_database'), datconnlimit FROM pg_database WHERE datname = %s"
+    row = connection.execute(query, [database]).fetchone()
     try:
         record = json.loads(row[0]) if row and row[0] else {}
     except ValueError:
         record = {}
-    return row is not None, record if isinstance(record, dict) and "workshop" in record else {}
+    record = record if isinstance(record, dict) and "workshop" in record else {}
+    if record and row[1] == -2:  # so PostgreSQL marks one whose DROP was cut short: nothing else can be done with it
+        record = {"workshop": "half dropped"}
+    return row is not None, record
 
 
 def _seeded(connection: psycopg.Connection, database: str) -> dict[str, Any] | None:
@@ -174,9 +176,7 @@ def _drop_ours(connection: psycopg.Connection, database: str) -> None:
             "database's comment, "
             "found none; rename that database or drop it, then run `python -m workshop reset`"
         )
-    name = sql.Identifier(database)
-    connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
-    connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+    drop_database(connection, database)
 
 
 def _drop_if_empty(url: URL, admin: psycopg.Connection, database: str) -> bool:
@@ -187,7 +187,7 @@ def _drop_if_empty(url: URL, admin: psycopg.Connection, database: str) -> bool:
     with connect(url, database) as connection:
         if connection.execute("SELECT count(*) FROM pg_stat_user_tables").fetchone() != (0,):
             return False
-    admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
+    drop_database(admin, database)
     return True
 
 
@@ -268,9 +268,7 @@ def seed_postgres(
         except Exception:
             if not admin.closed and not admin.broken:
                 # Ours for certain, whatever its comment says by now.
-                if _comment(admin, loading)[0]:
-                    admin.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
-                admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+                drop_database(admin, loading)
             raise
         return rows
 
