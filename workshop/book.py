@@ -1,7 +1,8 @@
 """The lessons as a site that is read without running anything: `make book`, then open .workshop/book/html/index.html.
 
 Sphinx with myst-nb renders the stored outputs; nothing is executed and nothing is fetched. The notebooks are copied
-first, because Sphinx wants tags for what it leaves out (Colab's cell, what exercises refuse) and folds (solutions).
+first, because Sphinx wants tags for what it leaves out (Colab's cell, what exercises refuse) and folds (solutions and
+their checks).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sphinx.cmd.build import main as sphinx_build
 
 from workshop.state import CHECKOUT, state_dir
 
-AS_TAGGED = {"colab": "remove-cell", "solution": "hide-cell", "cheats": "remove-cell"}
+AS_TAGGED = {"colab": "remove-cell", "check": "hide-cell", "solution": "hide-cell", "cheats": "remove-cell"}
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SETTINGS = f"""
 project = "Fast data access in Python, measured"

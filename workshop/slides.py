@@ -50,7 +50,7 @@ def build(target: Path, lessons: str = "*") -> None:
         config=Config(
             SlidesExporter={"reveal_url_prefix": "reveal", "reveal_theme": "white"},
             # Who presents wants neither what Colab needs nor the answers; skipped cells are left out by the template.
-            TagRemovePreprocessor={"enabled": True, "remove_cell_tags": ["colab", "cheats", "solution"]},
+            TagRemovePreprocessor={"enabled": True, "remove_cell_tags": ["colab", "cheats", "check", "solution"]},
         ),
         extra_loaders=[jinja2.DictLoader({"offline.html.j2": OFFLINE})],
         template_file="offline.html.j2",
