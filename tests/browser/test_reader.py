@@ -232,7 +232,7 @@ def test_a_reader_takes_lesson_02(lab, page):
 
     with step(page, "a click on the collapsed solution to show its code"):
         collapsed = notebook.locator(".jp-CodeCell", has=page.locator(".jp-InputPlaceholder"))
-        solution = collapsed.nth(1)  # the first one is Colab's
+        solution = collapsed.nth(2)  # the first one is Colab's, the second the exercise's check
         solution.scroll_into_view_if_needed()
         solution.locator(".jp-InputPlaceholder .jp-Placeholder-content").click()
         # The exercise and, now, its solution.
