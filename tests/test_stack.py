@@ -281,6 +281,16 @@ def test_replicas_stream_and_follow_a_primary_that_moved(own_state):
     postgres_server.wait_for_replicas(moved.postgres, moved.replicas, 20)
     assert query(moved.replicas[1], "SELECT max(n) FROM seen") == 4
 
+    with psycopg.connect(dsn(moved.postgres), autocommit=True) as admin:
+        admin.execute("CREATE ROLE half LOGIN PASSWORD 'half'")
+        admin.execute("GRANT EXECUTE ON FUNCTION pg_wal_replay_pause TO half")  # and not to resume
+    assert wait_for(moved.replicas[1], "SELECT count(*) FROM pg_roles WHERE rolname = 'half'", until=1) == 1
+    half = moved.replicas[1].set(username="half", password="half")
+    refused = pytest.raises(psycopg.errors.InsufficientPrivilege, match="replay_resume")
+    with refused, postgres_server.replay_paused([half]):
+        pass
+    assert not query(moved.replicas[1], "SELECT pg_is_wal_replay_paused()")
+
     assert sorted(lifecycle.down()) == sorted([*NAMES, "replica1", "replica2"])
 
 

@@ -76,7 +76,7 @@ def replay_paused(replicas: Sequence[URL]) -> Iterator[None]:
             replica = at_end.enter_context(connect(url))
             replica.execute("SET lock_timeout = '60s'")
             replica.execute("SELECT pg_advisory_lock(8)")  # freed with the connection
-            replica.execute("SELECT pg_wal_replay_resume()")  # who may only pause is refused here, not when it is too late
+            replica.execute("SELECT pg_wal_replay_resume()")  # refuses who may only pause, before the pause
             at_end.callback(replica.execute, "SELECT pg_wal_replay_resume()")
             replica.execute("SELECT pg_wal_replay_pause()")
             give_up = time.monotonic() + CONNECT_DEADLINE_S
