@@ -115,6 +115,7 @@ class _Relay:
 
     def __init__(self, family: int, target: tuple, delay_ns: int, ns_per_byte: float, hops: _Hops) -> None:
         self.family, self.target, self.delay_ns, self.hops = family, target, delay_ns, hops
+        self.parent = os.getppid()  # asked before the parent knows the port: it may be killed right after
         self.link_up, self.link_down = _Link(ns_per_byte), _Link(ns_per_byte)
         self.selector = selectors.DefaultSelector()
         self.due: list[tuple[int, int, _Connection, _Direction]] = []
@@ -136,7 +137,7 @@ class _Relay:
 
     def run(self) -> None:
         """Carry until the parent says that it is over, closes our standard input, or is gone."""
-        parent, look_up = os.getppid(), 0.0
+        look_up = 0.0
         while True:
             asked, _ = self.step(self._until_due(1.0))
             if asked:
@@ -147,7 +148,7 @@ class _Relay:
                     break
             if time.monotonic() > look_up:
                 look_up = time.monotonic() + 1.0
-                if os.getppid() != parent:  # a fork of the parent may hold the other end of our standard input
+                if os.getppid() != self.parent:  # a fork of the parent may hold the other end of our standard input
                     break
                 self._drop_those_who_wait_too_long()
         give_up = time.monotonic() + 2e-9 * self.delay_ns + min(1.0, self._backlog_s()) + 0.1
