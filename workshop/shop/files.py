@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -126,16 +126,11 @@ def _customers(copy: int, limit: int, with_biographies: bool) -> Iterator[bytes]
             (b'"%s"' % bio for bio in biographies(ids, [row[1] for row in rows])) if with_biographies else repeat(b"")
         )
         made = zip(ids, rows, avatars(ids), bios)  # noqa: B905 -- one a row, or as many as there are
-        if copy:
-            plus = b"+%d@" % copy
-            yield b"".join(
-                b"%d,%s,%s,%s,%s,%s\n" % (i, name, email.replace(b"@", plus, 1), rest, avatar, bio)
-                for i, (_, name, email, rest), avatar, bio in made
-            )
-        else:
-            yield b"".join(
-                b"%s,%s,%s\n" % (line[:-1], avatar, bio) for line, (_, _, avatar, bio) in zip(batch, made, strict=True)
-            )
+        plus = b"+%d@" % copy if copy else b"@"
+        yield b"".join(
+            b"%d,%s,%s,%s,%s,%s\n" % (i, name, email.replace(b"@", plus, 1), rest, avatar, bio)
+            for i, (_, name, email, rest), avatar, bio in made
+        )
 
 
 def _orders(copy: int, limit: int) -> Iterator[bytes]:
@@ -210,25 +205,13 @@ def profile_lines(scale: float = 1.0) -> Iterator[bytes]:
                 document = json.loads(line)
                 document["_id"] += copy * BASE_CUSTOMERS
                 document["email"] = document["email"].replace("@", f"+{copy}@", 1)
-                line = canonical(document)
+                line = (json.dumps(document, sort_keys=True, separators=(",", ":")) + "\n").encode()
             yield line
 
 
 def version_of_data(manifest: dict[str, Any]) -> str:
     """Short name of the data, so that a database seeded from other data is replaced."""
     return hashlib.sha256(json.dumps(manifest["tables"], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def canonical(document: dict[str, Any]) -> bytes:
-    """A document as its canonical JSON line."""
-    return (json.dumps(document, sort_keys=True, separators=(",", ":"), default=_time) + "\n").encode()
-
-
-def _time(value: Any) -> str:
-    if not isinstance(value, datetime):
-        raise TypeError(f"{type(value).__name__} is not JSON")
-    value = value.astimezone(UTC) if value.tzinfo else value
-    return value.isoformat(timespec="microseconds" if value.microsecond else "seconds").removesuffix("+00:00") + "Z"
 
 
 def document_of(line: bytes) -> dict[str, Any]:
