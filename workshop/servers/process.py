@@ -266,10 +266,18 @@ def run_tool(
         raise WorkshopError(f"{what} failed, its last words were: {last!r}: run `python -m workshop doctor`")
 
 
+# What a watcher's code needs is imported by it: while it waits it takes no more memory than Python itself.
+WAITING = """
+import sys
+given = sys.stdin.readline().rstrip("\\n")
+sys.stdin.read()  # returns when the process that started it has ended
+"""
+
+
 def watch(code: str, line: str) -> subprocess.Popen:
-    """Start a watcher: Python that runs `code` and reads `line`, and whose input ends when this process does."""
+    """Start a watcher: Python that runs `code`, with `line` as `given`, when this process has ended."""
     watcher = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", WAITING + code],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
