@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workshop.table import Table, seconds, significant
+from workshop.table import Shown, Table, seconds, significant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +69,7 @@ def verdict_of(low: float, high: float, noise: float) -> str:
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
-class Comparison:
+class Comparison(Shown):
     """What `compare` found. Times are seconds per unit (`unit`, such as "query").
 
     `samples` holds every raw sample per arm, in the order taken; `batch` the calls per sample. `ratio` is before/after
@@ -163,9 +163,6 @@ class Comparison:
         finding = self.finding + (f"; after is {self.lower_bound_finding}" if self.to_lower_bound else "")
         headings = ("way", f"median time per {self.unit}")
         return Table(headings, rows, [finding, self.method], caption=self.name, right=(1,))
-
-    def __repr__(self) -> str:
-        return repr(self.table())
 
     def _repr_html_(self) -> str:
         table = self.table()
