@@ -98,7 +98,6 @@ class Comparison(Shown):
 
     @property
     def pairs(self) -> int:
-        """The number of pairs measured."""
         return len(self.samples["before"])
 
     @property

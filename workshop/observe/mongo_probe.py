@@ -79,7 +79,6 @@ class MongoProbe:
         self.database = client[database]
 
     def close(self) -> None:
-        """Close the observer's own client."""
         self.database.client.close()
 
     def _run(self, command: str, value: Any, **options: Any) -> dict[str, Any]:

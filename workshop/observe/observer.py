@@ -51,7 +51,6 @@ class Observer:
             self._probes.append(PostgresProbe(postgres, database, "primary"))
 
     def close(self) -> None:
-        """Close the observer's connections."""
         for probe in self._probes:
             probe.close()
 

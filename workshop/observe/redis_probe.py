@@ -74,7 +74,6 @@ class RedisProbe:
         self.user = self.client.get_connection_kwargs().get("username") or "default"
 
     def close(self) -> None:
-        """Close the observer's own connections."""
         self.client.close()
 
     def read(self) -> Mapping[str, Any] | str:
