@@ -28,11 +28,11 @@ import pandas as pd
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # run as a script, this folder is on the path and the repository is not
 
-from workshop.shop.files import BASE_CUSTOMERS, BASE_ORDERS, stream_checksums  # noqa: E402
+from workshop.shop import files as shop_files  # noqa: E402
 from workshop.shop.models import SHOP_TODAY  # noqa: E402
 
 SEED = 20260630
-CUSTOMERS, ORDERS = BASE_CUSTOMERS, BASE_ORDERS
+CUSTOMERS, ORDERS = shop_files.BASE_CUSTOMERS, shop_files.BASE_ORDERS
 PRODUCTS, ITEMS = 4_000, 1_000_000
 DAYS = 730
 PRICE_FACTOR = 6.0  # a general shop is dearer than a grocer; a factor leaves the relative spread as measured
@@ -524,7 +524,8 @@ def main(folder: Path = HERE) -> None:
         rows = len(lines) - (not name.startswith("profiles"))  # every CSV has a header line
         files[name] = {"rows": rows, "bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
         print(f"{name:20} {rows:>9,} rows {len(packed):>10,} bytes")
-    tables = stream_checksums(folder)
+    shop_files.DATA = folder  # the streams are made from the files that were written above
+    tables = shop_files.stream_checksums()
     manifest = {
         "about": "Made by data/make.py, see README.md. tables: SHA-256 of what COPY gets at scale 1.",
         "files": files,

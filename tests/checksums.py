@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any
 
 import psycopg
 from psycopg import sql
 from pymongo.collection import Collection
 from sqlalchemy import Connection
 
-from workshop.shop.files import canonical, copy_columns
+from workshop.shop.files import copy_columns
 
 
 def table_checksum(connection: Connection | psycopg.Connection, table: str) -> str:
@@ -37,9 +40,17 @@ def table_checksum(connection: Connection | psycopg.Connection, table: str) -> s
     return digest.hexdigest()
 
 
+def _time(value: Any) -> str:
+    if not isinstance(value, datetime):
+        raise TypeError(f"{type(value).__name__} is not JSON")
+    value = value.astimezone(UTC) if value.tzinfo else value
+    return value.isoformat(timespec="microseconds" if value.microsecond else "seconds").removesuffix("+00:00") + "Z"
+
+
 def profiles_checksum(collection: Collection) -> str:
     """SHA-256 of the documents as canonical JSON lines in order of _id; at scale 1 it is the manifest's."""
     digest = hashlib.sha256()
     for document in collection.find().sort("_id"):
-        digest.update(canonical(document))
+        line = json.dumps(document, sort_keys=True, separators=(",", ":"), default=_time) + "\n"
+        digest.update(line.encode())
     return digest.hexdigest()

@@ -294,12 +294,15 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_damaged_data_is_one_sentence_and_loads_nothing(shop, data: Path, case: str) -> None:
+def test_damaged_data_is_one_sentence_and_loads_nothing(
+    shop, data: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
     name, damage = DAMAGE[case]
     damage(data / name)
+    monkeypatch.setattr(files, "DATA", data)
     for load in (
-        lambda: postgres_loader.seed_postgres(shop.postgres, SMALL, database=shop.name, data_dir=data),
-        lambda: mongo_loader.seed_mongo(shop.mongo, shop.name, SMALL, data_dir=data),
+        lambda: postgres_loader.seed_postgres(shop.postgres, SMALL, database=shop.name),
+        lambda: mongo_loader.seed_mongo(shop.mongo, shop.name, SMALL),
     ):
         with pytest.raises(files.DataError) as caught:
             load()

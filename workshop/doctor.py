@@ -28,34 +28,25 @@ class Finding:
 
 
 def _python() -> Finding:
-    found = platform.python_version()
-    return Finding(
-        "Python 3.11 to 3.13",
-        (3, 11) <= sys.version_info[:2] <= (3, 13),
-        found,
-        "install Python 3.13, delete .venv and run `make lab` again",
-    )
+    right = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    fix = "install Python 3.13, delete .venv and run `make lab` again"
+    return Finding("Python 3.11 to 3.13", right, platform.python_version(), fix)
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(state_dir()).free / 1e9
-    return Finding(
-        "3 GB of free disk",
-        free >= 3,
-        f"{free:.1f} GB free",
-        "free some space, or set WORKSHOP_STATE to a folder on a larger disk",
-    )
+    fix = "free some space, or set WORKSHOP_STATE to a folder on a larger disk"
+    return Finding("3 GB of free disk", free >= 3, f"{free:.1f} GB free", fix)
 
 
 def _memory() -> Finding:
-    total = psutil.virtual_memory()
-    return Finding(
-        "1.5 GB of free memory",
-        total.available >= 1.5e9,
-        f"{total.available / 1e9:.1f} of {total.total / 1e9:.1f} GB free",
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
+    fix = (
         "close other programs, or use servers on another machine by setting WORKSHOP_POSTGRES_URL, "
-        "WORKSHOP_REDIS_URL and WORKSHOP_MONGO_URL",
+        "WORKSHOP_REDIS_URL and WORKSHOP_MONGO_URL"
     )
+    return Finding("1.5 GB of free memory", memory.available >= 1.5e9, found, fix)
 
 
 def _data() -> Finding:

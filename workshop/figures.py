@@ -8,12 +8,12 @@ carries a meaning alone. Results are dots with intervals: on a log axis the leng
 
 from __future__ import annotations
 
-import functools
+import base64
 import io
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.figure
@@ -29,8 +29,6 @@ from workshop.table import significant
 
 __all__ = ["comparison", "distance", "gains"]
 
-P = ParamSpec("P")
-
 # Vermillion and blue (darkened for text) differ in lightness too: 0.39 and 0.28 in grey; and each arm has its own row.
 COLOURS = {"before": "#c2500a", "after": "#00558c", "lower_bound": "#6b6b6b"}
 INK = "#222222"
@@ -38,33 +36,24 @@ FAINT = "#6b6b6b"
 BAND = "#e3e3e3"
 WIDTH_IN = 9.0
 LOG_FROM = 10.0
-DPI = 100
 
+# What differs from matplotlib's own defaults, which `_look` applies first.
 LOOK: dict[str, Any] = {
     # A list by name, not the alias: matplotlib resolves an alias when it draws, after this look has been left.
     "font.family": ["DejaVu Sans"],
-    "font.size": 10.0,
     "text.color": INK,
-    "text.usetex": False,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
-    "axes.labelsize": 10.0,
-    "axes.facecolor": "white",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.unicode_minus": False,
     "grid.color": "#ececec",
-    "grid.linewidth": 0.8,
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.labelsize": 9.5,
     "ytick.labelsize": 9.5,
-    "figure.facecolor": "white",
-    "figure.dpi": DPI,
-    "savefig.dpi": DPI,
-    "savefig.facecolor": "white",
     "lines.linewidth": 1.8,
 }
 
@@ -78,25 +67,21 @@ class Figure(matplotlib.figure.Figure):
             self.savefig(data, format="png")
         return data.getvalue()
 
+    def as_base64(self) -> str:
+        """The figure as a PNG, in base64."""
+        return base64.b64encode(self._repr_png_()).decode("ascii")
+
 
 def _look() -> Any:
+    """The look, in a `with` block, or as a decorator in each call of a function."""
     # "default" first: a reader's own rcParams must not break the layout.
     return matplotlib.style.context(["default", LOOK])
-
-
-def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    @functools.wraps(function)
-    def inside_the_look(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with _look():
-            return function(*args, **kwargs)
-
-    return inside_the_look
 
 
 def _new(height_in: float, title: str) -> tuple[Figure, Axes]:
     """A figure whose layout matplotlib fits to its texts; the title says the finding and may take several lines."""
     wrapped = textwrap.fill(title, 86, max_lines=3, placeholder=" …")
-    fig = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
+    fig = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     FigureCanvasAgg(fig)
     fig.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     fig.suptitle(wrapped, x=0.012, ha="left", fontsize=12, fontweight="bold", linespacing=1.25)
@@ -160,7 +145,7 @@ def _time_unit(smallest: float, largest: float) -> tuple[float, str]:
     return next(((size, unit) for size, unit in units if largest >= size), units[-1])
 
 
-@_styled
+@_look()
 def comparison(result: Comparison, title: str | None = None) -> Figure:
     """Draw every sample, each arm's median, the ratio with its interval, and the ratio to the lower bound.
 
@@ -212,7 +197,7 @@ def _gap(ax: Axes, y: float, start: float, end: float, text: str, line: dict[str
     note.xyann = (outside * 72 / ax.figure.dpi, note.xyann[1])
 
 
-@_styled
+@_look()
 def distance(
     points: Sequence[tuple[float, float, float, float]],
     title: str | None = None,
@@ -255,7 +240,7 @@ def distance(
     return fig
 
 
-@_styled
+@_look()
 def gains(records: Sequence[Mapping[str, Any]], title: str | None = None) -> Figure:
     """Draw each comparison's gain with its interval, the greatest first; the height grows with their number.
 

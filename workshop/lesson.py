@@ -29,7 +29,7 @@ from workshop.servers.postgres_server import dsn, wait_for_replicas
 from workshop.servers.service import Servers
 from workshop.shop import seed
 from workshop.state import WorkshopError, state_dir
-from workshop.table import Table, seconds
+from workshop.table import Shown, Table, seconds
 from workshop.turns import turn
 
 UNAUTHORIZED = 13  # MongoDB's code
@@ -41,7 +41,7 @@ REFUSED = (
 _open: dict[str, Lesson] = {}  # this process's lessons: running the first cell again replaces the sandbox
 
 
-class Lesson:
+class Lesson(Shown):
     """A lesson's own copy of the shop, with counters and measurements. Made by `open_lesson`."""
 
     def __init__(self, name: str, servers: Servers, wanted: Sequence[str], biographies: bool) -> None:
@@ -269,9 +269,6 @@ class Lesson:
 
     def __repr__(self) -> str:
         return "\n".join(f"{label}: {value}" for label, value in self.table().rows)
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
 
 def open_lesson(

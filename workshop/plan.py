@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Executable, event, text
 
-from workshop.table import Table, shorten
+from workshop.table import Shown, Table, shorten
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Node:
         return " ".join(parts)
 
 
-class Plan:
+class Plan(Shown):
     """What EXPLAIN (ANALYZE, BUFFERS) found, made by `explain` from EXPLAIN's own JSON.
 
     nodes: every node from the top down, as `Node`.
@@ -109,12 +109,6 @@ class Plan:
             label = "   " * (n.depth - 1) + "-> " * (n.depth > 0) + n.label
             rows.append((label, *(shorten(cell, 200) if isinstance(cell, str) else cell for cell in cells)))
         return Table(("node", *(c.replace("_", " ") for c in shown)), rows)
-
-    def __repr__(self) -> str:
-        return repr(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
 
 COLUMNS = ("index_cond", "rows", "removed", "buffers", "heap_fetches")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,9 +119,7 @@ def _part(record: Record, ordered: Sequence[Record]) -> dict[str, Any]:
 
 
 def _picture(figure: Any, alt: str) -> dict[str, str]:
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    return {"data": base64.b64encode(data.getvalue()).decode("ascii"), "alt": alt}
+    return {"data": figure.as_base64(), "alt": alt}
 
 
 def _facts(record: Record) -> str:

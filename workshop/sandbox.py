@@ -36,15 +36,8 @@ OURS = re.compile(rf"{PREFIX}\w+_[0-9a-f]{{8}}")
 MARK = {"workshop": "sandbox"}
 COPY_DEADLINE_S = 60.0
 
-# It imports what it needs only at its end: while it waits it takes no more memory than Python itself.
-WATCHER = """
-import sys
-given = sys.stdin.readline()
-sys.stdin.read()  # returns when the lesson's process has ended
-import json
-from workshop.sandbox import Sandbox
-Sandbox(**json.loads(given)).drop()
-"""
+# What the watcher does at the end, see `process.watch`.
+WATCHER = "import json; from workshop.sandbox import Sandbox; Sandbox(**json.loads(given)).drop()"
 
 
 @dataclass

@@ -94,3 +94,13 @@ class Table:
             caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
             parts = [f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"]
         return "".join([*parts, *(f"<p>note: {html.escape(note)}</p>" for note in self.notes)])
+
+
+class Shown:
+    """What is displayed as the table that its method `table` returns."""
+
+    def __repr__(self) -> str:
+        return repr(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()

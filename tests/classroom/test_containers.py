@@ -103,5 +103,5 @@ async def _lesson(klass: roll.Roll, address: str, name: str) -> None:
         own = klass.seated()[name]["seat"]
         names = {"account": klass.account(own), "others": klass.account(3 - own)}
         for source in (*first, "\n".join(f"{key} = {value!r}" for key, value in names.items()) + APART):
-            await kernel.run(source)
+            await rehearsal.run_cell(kernel, source)
         await kernel.close()

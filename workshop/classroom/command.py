@@ -23,7 +23,7 @@ import psutil
 from workshop import learner
 from workshop.classroom import accounts, apart, containers, roll
 from workshop.servers import lifecycle
-from workshop.servers.process import PROGRAMS, ServerProcess, free_port
+from workshop.servers.process import PROGRAMS, ServerProcess, free_port, signal_to
 from workshop.shop import seed
 from workshop.state import CHECKOUT, WorkshopError, is_root, lock, read_json, state_dir, write_private
 
@@ -207,10 +207,7 @@ class _Hub:
         left = [process for process in psutil.process_iter() if self._belongs(process)]
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in left:
-                try:
-                    process.send_signal(number)
-                except psutil.NoSuchProcess:
-                    pass
+                signal_to(process, number)
             _, left = psutil.wait_procs(left, timeout=15)
 
     def _belongs(self, process: psutil.Process) -> bool:

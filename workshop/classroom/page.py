@@ -6,8 +6,6 @@ What it reads are learners' files, written by whoever they like: no link is foll
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import os
 import stat
@@ -84,9 +82,7 @@ def picture(drawn: list[dict[str, Any]], title: str) -> str:
     """The gains as a PNG, in base64."""
     from workshop import figures
 
-    data = io.BytesIO()
-    figures.gains(drawn, title).savefig(data, format="png")
-    return base64.b64encode(data.getvalue()).decode("ascii")
+    return figures.gains(drawn, title).as_base64()
 
 
 class Page(HubOAuthenticated, RequestHandler):

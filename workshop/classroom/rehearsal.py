@@ -11,11 +11,13 @@ import json
 import re
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 import psutil
+from yarl import URL
 
 from workshop import passed
 from workshop.classroom.page import records
@@ -99,15 +101,15 @@ async def _take(klass: Roll, address: str, sources: list[str], learner: Learner,
                 await browser.log_in()
             with _timed(learner, "kernel"):
                 kernel = await browser.kernel()
-                await kernel.run(WARM)
+                await run_cell(kernel, WARM)
             await ready.wait()
             first = next(number for number, source in enumerate(sources) if "open_lesson(" in source)
             with _timed(learner, "open"):
                 for source in sources[: first + 1]:
-                    await kernel.run(source)
+                    await run_cell(kernel, source)
             with _timed(learner, "lesson"):
                 for source in sources[first + 1 :]:
-                    await kernel.run(source)
+                    await run_cell(kernel, source)
             await kernel.close()
     except asyncio.BrokenBarrierError:
         learner.failure = "the others could not begin"
@@ -116,18 +118,12 @@ async def _take(klass: Roll, address: str, sources: list[str], learner: Learner,
         await ready.abort()  # nobody waits for who does not come
 
 
-class _timed:
-    """A block whose seconds are kept under the name of a step."""
-
-    def __init__(self, learner: Learner, step: str) -> None:
-        self.learner, self.step = learner, step
-
-    def __enter__(self) -> None:
-        self.start = time.monotonic()
-
-    def __exit__(self, *error: object) -> None:
-        if error[0] is None:
-            self.learner.times[self.step] = time.monotonic() - self.start
+@contextmanager
+def _timed(learner: Learner, step: str) -> Iterator[None]:
+    """A block whose seconds are kept under the name of a step, unless it ends by an error."""
+    start = time.monotonic()
+    yield
+    learner.times[step] = time.monotonic() - start
 
 
 class _Browser:
@@ -136,15 +132,6 @@ class _Browser:
     def __init__(self, session: aiohttp.ClientSession, address: str, name: str, klass: Roll) -> None:
         self.session, self.address, self.name, self.klass = session, address, name, klass
         self.headers: dict[str, str] = {}
-
-    def _xsrf(self, path: str) -> str:
-        cookies = self.session.cookie_jar.filter_cookies(self._yarl(path))
-        return cookies["_xsrf"].value if "_xsrf" in cookies else ""
-
-    def _yarl(self, path: str) -> Any:
-        from yarl import URL
-
-        return URL(self.address + path)
 
     async def log_in(self, deadline_s: float = 300.0) -> None:
         """Through the form; returns when the server is ready. Its API is then open by a token of the learner's."""
@@ -159,7 +146,9 @@ class _Browser:
         async with self.session.get(f"{self.address}hub/home", ssl=False) as page:
             await page.read()
         url = f"{self.address}hub/api/users/{self.name}"
-        headers = {"X-XSRFToken": self._xsrf("hub/"), "Referer": f"{self.address}hub/home"}
+        cookies = self.session.cookie_jar.filter_cookies(URL(f"{self.address}hub/"))
+        xsrf = cookies["_xsrf"].value if "_xsrf" in cookies else ""
+        headers = {"X-XSRFToken": xsrf, "Referer": f"{self.address}hub/home"}
         async with self.session.post(f"{url}/tokens", json={}, headers=headers, ssl=False) as answer:
             known = await answer.json()
             if "token" not in known:
@@ -179,46 +168,36 @@ class _Browser:
             await asyncio.sleep(0.5)
         raise WorkshopError(f"the server was not ready after {deadline_s:.0f} s")
 
-    async def kernel(self) -> _Kernel:
-        """A new kernel, in the folder of the notebooks."""
+    async def kernel(self) -> aiohttp.ClientWebSocketResponse:
+        """The web socket of a new kernel, in the folder of the notebooks."""
         url = f"{self.address}user/{self.name}/api/kernels"
         async with self.session.post(url, headers=self.headers, json={"name": "python3"}, ssl=False) as answer:
             if answer.status != 201:
                 raise WorkshopError(f"no kernel started: {answer.status}")
             known = await answer.json()
         channels = f"{url}/{known['id']}/channels".replace("http", "ws", 1)
-        socket = await self.session.ws_connect(channels, headers=self.headers, ssl=False, max_msg_size=0)
-        return _Kernel(socket)
+        return await self.session.ws_connect(channels, headers=self.headers, ssl=False, max_msg_size=0)
 
 
-class _Kernel:
-    """A kernel at the other end of a web socket."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self.socket = socket
-
-    async def run(self, source: str) -> None:
-        """Run a cell to its end; WorkshopError with the error that it raised."""
-        number = uuid.uuid4().hex
-        header = {"msg_id": number, "msg_type": "execute_request", "username": "", "session": number, "version": "5.3"}
-        content = {"code": source, "silent": False, "store_history": True, "allow_stdin": False, "stop_on_error": True}
-        message = {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}
-        await self.socket.send_json(message)
-        replied = idle = False
-        while not (replied and idle):
-            given = await self.socket.receive()
-            if given.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-                raise WorkshopError("the kernel is gone")
-            if given.type == aiohttp.WSMsgType.BINARY:
-                continue  # a figure's widget
-            answer = json.loads(given.data)
-            if answer["parent_header"].get("msg_id") != number:
-                continue
-            kind = answer["msg_type"]
-            if kind == "error":
-                raise WorkshopError(f"{answer['content']['ename']}: {answer['content']['evalue']}")
-            replied |= kind == "execute_reply"
-            idle |= kind == "status" and answer["content"]["execution_state"] == "idle"
-
-    async def close(self) -> None:
-        await self.socket.close()
+async def run_cell(kernel: aiohttp.ClientWebSocketResponse, source: str) -> None:
+    """Run a cell to its end in the kernel of a web socket; WorkshopError with the error that it raised."""
+    number = uuid.uuid4().hex
+    header = {"msg_id": number, "msg_type": "execute_request", "username": "", "session": number, "version": "5.3"}
+    content = {"code": source, "silent": False, "store_history": True, "allow_stdin": False, "stop_on_error": True}
+    message = {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}
+    await kernel.send_json(message)
+    replied = idle = False
+    while not (replied and idle):
+        given = await kernel.receive()
+        if given.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+            raise WorkshopError("the kernel is gone")
+        if given.type == aiohttp.WSMsgType.BINARY:
+            continue  # a figure's widget
+        answer = json.loads(given.data)
+        if answer["parent_header"].get("msg_id") != number:
+            continue
+        kind = answer["msg_type"]
+        if kind == "error":
+            raise WorkshopError(f"{answer['content']['ename']}: {answer['content']['evalue']}")
+        replied |= kind == "execute_reply"
+        idle |= kind == "status" and answer["content"]["execution_state"] == "idle"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from workshop.far.proxy import checked_round_trip
 from workshop.measure.result import Comparison
-from workshop.table import Table, seconds, significant
+from workshop.table import Shown, Table, seconds, significant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ PINGS_S = 0.3  # what finding the round trip at one distance may take
 
 
 @dataclass(frozen=True)
-class Distances:
+class Distances(Shown):
     """One comparison at several network distances, the nearest first.
 
     `added_ms`: the round-trip times that were asked for; `round_trips_s`: those measured with the servers' own pings,
@@ -58,9 +58,6 @@ class Distances:
 
     def __repr__(self) -> str:
         return f"{self.name}\n{self.table()!r}"
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
     def plot(self, title: str | None = None) -> Figure:
         """Draw the gain against the round trip; `title` says the finding."""

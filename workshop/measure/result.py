@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workshop.table import Table, seconds, significant
+from workshop.table import Shown, Table, seconds, significant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,8 +68,8 @@ def verdict_of(low: float, high: float, noise: float) -> str:
     return "~"
 
 
-@dataclass(frozen=True, repr=False)
-class Comparison:
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Comparison(Shown):
     """What `compare` found. Times are seconds per unit (`unit`, such as "query").
 
     `samples` holds every raw sample per arm, in the order taken; `batch` the calls per sample. `ratio` is before/after
@@ -78,16 +78,16 @@ class Comparison:
     a lower bound.
     """
 
-    name: str
-    labels: tuple[str, ...]
-    unit: str
-    units: int
+    name: str = ""
+    labels: tuple[str, ...] = ARMS
+    unit: str = "call"
+    units: int = 1
     samples: dict[str, list[float]]
-    batch: dict[str, int]
+    batch: dict[str, int] = field(default_factory=dict)
     ratio: float
     interval: tuple[float, float]
     verdict: str
-    noise: float
+    noise: float = 1.0
     to_lower_bound: float | None = None
     to_lower_bound_interval: tuple[float, float] | None = None
 
@@ -98,7 +98,6 @@ class Comparison:
 
     @property
     def pairs(self) -> int:
-        """The number of pairs measured."""
         return len(self.samples["before"])
 
     @property
@@ -164,9 +163,6 @@ class Comparison:
         headings = ("way", f"median time per {self.unit}")
         return Table(headings, rows, [finding, self.method], caption=self.name, right=(1,))
 
-    def __repr__(self) -> str:
-        return repr(self.table())
-
     def _repr_html_(self) -> str:
         table = self.table()
         finding, method = map(html.escape, table.notes)
@@ -179,25 +175,9 @@ class Comparison:
         return figures.comparison(self, title)
 
     def as_record(self) -> dict[str, Any]:
-        """Plain JSON types only; `Comparison.from_record` reads it back."""
-        record = {
-            "name": self.name,
-            "labels": list(self.labels),
-            "unit": self.unit,
-            "units": self.units,
-            "samples": {arm: list(values) for arm, values in self.samples.items()},
-            "batch": dict(self.batch),
-            "ratio": self.ratio,
-            "interval": list(self.interval),
-            "verdict": self.verdict,
-            "noise": self.noise,
-            "before_s": self.before_s,
-            "after_s": self.after_s,
-            "lower_bound_s": self.lower_bound_s,
-            "to_lower_bound": self.to_lower_bound,
-        }
-        span = self.to_lower_bound_interval
-        return {**record, "to_lower_bound_interval": list(span) if span else None}
+        """Plain values that JSON takes, the medians in seconds too; `Comparison.from_record` reads it back."""
+        medians = {"before_s": self.before_s, "after_s": self.after_s, "lower_bound_s": self.lower_bound_s}
+        return {**asdict(self), **medians}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Comparison:
@@ -205,23 +185,10 @@ class Comparison:
 
         Raises ValueError when a key is missing that nothing can stand in for.
         """
-        missing = [key for key in ("samples", "ratio", "interval", "verdict") if key not in record]
-        if missing:
+        if missing := [key for key in ("samples", "ratio", "interval", "verdict") if key not in record]:
             raise ValueError(f"a comparison's record needs {', '.join(missing)}, found {', '.join(sorted(record))}.")
-        samples = {arm: list(values) for arm, values in record["samples"].items()}
-        low, high = record["interval"]
-        span = record.get("to_lower_bound_interval")
-        return cls(
-            name=record.get("name", ""),
-            labels=tuple(record.get("labels", ARMS)),
-            unit=record.get("unit", "call"),
-            units=record.get("units", 1),
-            samples=samples,
-            batch=dict(record.get("batch") or dict.fromkeys(samples, 1)),
-            ratio=record["ratio"],
-            interval=(low, high),
-            verdict=record["verdict"],
-            noise=record.get("noise") or 1.0,
-            to_lower_bound=record.get("to_lower_bound"),
-            to_lower_bound_interval=(span[0], span[1]) if span else None,
-        )
+        known = {each.name: record[each.name] for each in fields(cls) if each.name in record}
+        for name in ("labels", "interval", "to_lower_bound_interval"):
+            if known.get(name):
+                known[name] = tuple(known[name])  # JSON has lists only
+        return cls(**known)

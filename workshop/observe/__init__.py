@@ -36,7 +36,7 @@ MongoDB (6.0 or newer), for one database:
     `mongo_commands` are the commands that this process's PyMongo clients sent, a `getMore` for each further batch
     included, cursor and session clean-up (killCursors, endSessions) not, because PyMongo sends those in its own time.
     One `bulk_write` is one command, however many writes it holds, until it must be split. Only clients created after
-    the first `Observer` of a MongoDB database are heard; a client that is heard takes about 10 microseconds longer per
+    `workshop.observe.observer` was imported are heard; a client that is heard takes about 10 microseconds longer per
     command.
 
     `documents_examined` and `keys_examined` are summed from the database profiler, at level 2 during the block, in a

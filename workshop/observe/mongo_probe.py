@@ -47,7 +47,7 @@ class _Commands(monitoring.CommandListener):
 
 
 _commands = _Commands()
-_registered = False
+monitoring.register(_commands)  # for every client created from now on
 
 
 @dataclass
@@ -60,15 +60,6 @@ class _Profiler:
 
 _profilers: dict[tuple[str, str], _Profiler] = {}  # by the server's process and the database
 _lock = threading.Lock()
-
-
-def _listen() -> None:
-    """Register the listener, once per process, for every client created from now on."""
-    global _registered
-    with _lock:
-        if not _registered:
-            monitoring.register(_commands)
-            _registered = True
 
 
 class _CannotProfile(Exception):
@@ -86,10 +77,8 @@ class MongoProbe:
         milliseconds = DEADLINE * 1000
         client = pymongo.MongoClient(url, serverSelectionTimeoutMS=milliseconds, connectTimeoutMS=milliseconds)
         self.database = client[database]
-        _listen()
 
     def close(self) -> None:
-        """Close the observer's own client."""
         self.database.client.close()
 
     def _run(self, command: str, value: Any, **options: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from workshop.observe.statements import StatementCount
-from workshop.table import Table, shorten
+from workshop.table import Shown, Table, shorten
 
 DEADLINE = 5
 """Seconds that connecting to a server, or one reading of its counters, may take."""
@@ -85,7 +85,7 @@ def quantity(name: str, count: int | NotCounted) -> str:
     return f"{many} not counted" if isinstance(count, NotCounted) else f"{count:,} {one if count == 1 else many}"
 
 
-class Observation:
+class Observation(Shown):
     """The counters of one `watch()` block, each as an attribute and by `seen["name"]`; filled when the block ends.
 
     statements, rows (returned or written by them), commits, rollbacks, connections (opened), blocks (of 8 kB, found
@@ -179,12 +179,6 @@ class Observation:
         reasons = {self._missing[name].reason: None for name in names if name in self._missing}
         unsaid = [f"not counted: {reason}" for reason in reasons if not any(reason in note for note in self._notes)]
         return Table(("counter", "count", "server"), rows, [*self._notes, *unsaid], "nothing was counted")
-
-    def __repr__(self) -> str:
-        return repr(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
     def _count(self, **counts: int) -> None:
         self._counts.update(counts)

@@ -20,7 +20,7 @@ class Observer:
         if it is the watched one; it needs the extension pg_stat_statements, else only `connections` is counted. A role
         that is no member of pg_read_all_stats counts its own statements.
     database: name of the watched database, on PostgreSQL and MongoDB alike; by default that of PostgreSQL's URL.
-    mongo: URL of the server; create the observer before the clients whose commands shall be counted.
+    mongo: URL of the server; import this module before you create the clients whose commands shall be counted.
     redis: URL of the server.
     replicas: URLs of streaming replicas, for `seen.statements_by_server`.
 
@@ -51,7 +51,6 @@ class Observer:
             self._probes.append(PostgresProbe(postgres, database, "primary"))
 
     def close(self) -> None:
-        """Close the observer's connections."""
         for probe in self._probes:
             probe.close()
 

@@ -22,9 +22,6 @@ _NO_LOOK_UP = {"ping", "expire", "pexpire", "hset", "hdel", "publish", "time"}
 # the connection that holds the lesson's database, see lease.py; its commands are not the lesson's
 _LEASE = "workshop-lease-"
 _SCRIPTS = {"eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro"}
-_installed = False
-
-
 _windows: Windows[Counter[str]] = Windows()
 
 
@@ -40,18 +37,6 @@ def _sending(commands: Iterable[tuple]) -> None:
 def _command(name: str) -> str:
     """A command's name without its subcommand."""
     return name.replace("|", " ").split()[0].lower()
-
-
-def _listen() -> None:
-    """Count in the two methods by which redis-py turns commands into bytes: it has no events for commands."""
-    global _installed
-    with _windows.lock:
-        if _installed:
-            return
-        _installed = True
-    for connection in (AbstractConnection, AsyncConnection):
-        connection.send_command = _counting_one(connection.send_command)
-        connection.pack_commands = _counting_many(connection.pack_commands)
 
 
 def _counting_one(send_command: Any) -> Any:
@@ -75,16 +60,20 @@ def _counting_many(pack_commands: Any) -> Any:
     return counting
 
 
+# Count in the two methods by which redis-py turns commands into bytes: it has no events for commands.
+for _connection in (AbstractConnection, AsyncConnection):
+    _connection.send_command = _counting_one(_connection.send_command)
+    _connection.pack_commands = _counting_many(_connection.pack_commands)
+
+
 class RedisProbe:
     """The commands of this process's redis-py clients, and the hits and misses of one Redis server."""
 
     def __init__(self, url: str) -> None:
         self.client = redis_driver.Redis.from_url(url, socket_timeout=DEADLINE, socket_connect_timeout=DEADLINE)
         self.user = self.client.get_connection_kwargs().get("username") or "default"
-        _listen()
 
     def close(self) -> None:
-        """Close the observer's own connections."""
         self.client.close()
 
     def read(self) -> Mapping[str, Any] | str:

@@ -49,15 +49,8 @@ cluster-config-file nodes.conf
 cluster-node-timeout 2000
 """
 
-# It imports what it needs only at its end: while it waits it takes no more memory than Python itself.
-WATCHER = """
-import sys
-folder = sys.stdin.readline().rstrip("\\n")
-sys.stdin.read()  # returns when the process that asked for the servers has ended
-from pathlib import Path
-from workshop.servers.extra import remove
-remove(Path(folder))
-"""
+# What the watcher does at the end, see `process.watch`.
+WATCHER = "from pathlib import Path; from workshop.servers.extra import remove; remove(Path(given))"
 
 
 class Postgres(postgres_server.Cluster):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from typing import TypeVar
 
 import psycopg
 
@@ -14,7 +13,6 @@ from workshop.servers.local import LocalServer
 from workshop.servers.service import Servers, Service
 from workshop.state import WorkshopError, alone, lock, password, state_dir, use
 
-T = TypeVar("T")
 KEEP = "keep"  # a file in the state folder: the servers were started by `up`
 # Each server: the one that a URL in the environment names, and our own.
 SERVERS: dict[str, tuple[Callable[[], Service | None], Callable[[], LocalServer]]] = {
@@ -85,17 +83,13 @@ def find() -> Servers:
                 found.services[name] = service
         except WorkshopError as error:
             found.lacking[name] = str(error)
-    found.replica_services.extend(_or_none(postgres_server.replicas_from_environment) or [])
-    replicas = map(_or_none, (cluster.service for cluster in postgres_server.replicas_made()))
-    found.replica_services.extend(filter(None, replicas))
+    with suppress(WorkshopError):
+        found.replica_services.extend(postgres_server.replicas_from_environment())
+    for cluster in postgres_server.replicas_made():
+        with suppress(WorkshopError):
+            if service := cluster.service():
+                found.replica_services.append(service)
     return found
-
-
-def _or_none(look: Callable[[], T]) -> T | None:
-    try:
-        return look()
-    except WorkshopError:
-        return None
 
 
 def _ours() -> list[LocalServer]:

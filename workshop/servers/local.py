@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
 
 from sqlalchemy import URL
 
-from workshop.servers.process import MUTE_DEADLINE_S, ServerProcess, remove_folder
+from workshop.servers.process import MUTE_DEADLINE_S, ServerProcess
 from workshop.servers.service import Service
 from workshop.state import WorkshopError, state_dir
 
@@ -93,4 +94,5 @@ class LocalServer(ABC):
 
     def remove(self) -> None:
         """Delete its folder. It is not running."""
-        remove_folder(self.folder)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)

@@ -32,10 +32,6 @@ unix_socket_directories = ''          # loopback TCP only: nothing is left in /t
 """
 
 
-def connect_url(port: int, secret: str) -> URL:
-    return URL.create("postgresql+psycopg", SUPERUSER, secret, "127.0.0.1", port, "postgres", {"connect_timeout": "5"})
-
-
 def dsn(url: URL) -> str:
     """A SQLAlchemy URL as psycopg takes it."""
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
@@ -246,7 +242,8 @@ class Cluster(LocalServer):
         self._complete = self.folder / "complete"
 
     def url(self, port: int) -> URL:
-        return connect_url(port, password("postgres"))
+        where = (SUPERUSER, password("postgres"), "127.0.0.1", port, "postgres")
+        return URL.create("postgresql+psycopg", *where, {"connect_timeout": "5"})
 
     def version(self, port: int) -> str | None:
         try:
@@ -297,8 +294,7 @@ class Cluster(LocalServer):
                     *("--auth=scram-sha-256", f"--pwfile={secret}", "--encoding=UTF8", "--locale=C"),
                 ],
                 "making PostgreSQL's data folder with initdb",
-                unprivileged=True,
-                cwd=self.folder,
+                self.folder,
             )
         finally:
             secret.unlink(missing_ok=True)
@@ -313,8 +309,7 @@ class Cluster(LocalServer):
                 *("-h", "127.0.0.1", "-p", str(primary.process.port), "-U", SUPERUSER, "--no-password"),
             ],
             "copying the primary with pg_basebackup",
-            unprivileged=True,
-            cwd=self.folder,
+            self.folder,
             env={**os.environ, "PGPASSWORD": password("postgres")},
         )
         self._point_to(primary)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +22,7 @@ START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 20.0
 MUTE_DEADLINE_S = 3.0  # for a server that lives but does not answer
 STRAY_DEADLINE_S = 5.0
+TOOL_DEADLINE_S = 120.0
 PROGRAMS = {"postgres", "redis-server", "mongod"}
 
 
@@ -163,10 +163,10 @@ class ServerProcess:
         if process is None:
             return bool(self.end_strays())
         family = [process, *process.children(recursive=True)]
-        _signal(process, stop_signal)
+        signal_to(process, stop_signal)
         if not _wait_until_gone([process], deadline_s) or not _wait_until_gone(family, 5.0):
             for straggler in filter(_alive, family):
-                _signal(straggler, signal.SIGKILL)
+                signal_to(straggler, signal.SIGKILL)
             _wait_until_gone(family, 5.0)
         return True
 
@@ -180,10 +180,10 @@ class ServerProcess:
         servers = [process for process in psutil.process_iter(["name"]) if process.info["name"] in PROGRAMS]
         strays = [process for process in servers if _alive(process) and self._works_here(process)]
         for stray in strays:
-            _signal(stray, signal.SIGQUIT if stray.info["name"] == "postgres" else signal.SIGTERM)
+            signal_to(stray, signal.SIGQUIT if stray.info["name"] == "postgres" else signal.SIGTERM)
         if not _wait_until_gone(strays, STRAY_DEADLINE_S):
             for stray in strays:
-                _signal(stray, signal.SIGKILL)
+                signal_to(stray, signal.SIGKILL)
             _wait_until_gone(strays, STRAY_DEADLINE_S)
         return len(strays)
 
@@ -213,7 +213,8 @@ class ServerProcess:
         return lines[-1][:300] if lines else "(nothing)"
 
 
-def _signal(process: psutil.Process, number: int) -> None:
+def signal_to(process: psutil.Process, number: int) -> None:
+    """Send a signal; nothing where the process has ended."""
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
@@ -244,10 +245,8 @@ def _wait_until_gone(processes: Sequence[psutil.Process], deadline_s: float) -> 
     return True
 
 
-def run_tool(
-    command: Sequence[str | Path], what: str, *, unprivileged: bool = False, deadline_s: float = 120.0, **kwargs
-) -> None:
-    """Run a server's own tool to its end; raises WorkshopError with its last line."""
+def run_tool(command: Sequence[str | Path], what: str, folder: Path, env: Mapping[str, str] | None = None) -> None:
+    """Run a server's own tool in `folder` to its end, without root's rights; WorkshopError with its last line."""
     try:
         done = subprocess.run(
             [str(part) for part in command],
@@ -255,21 +254,30 @@ def run_tool(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=deadline_s,
-            **(as_account() if unprivileged else {}),
-            **kwargs,
+            timeout=TOOL_DEADLINE_S,
+            cwd=folder,
+            env=env,
+            **as_account(),
         )
     except subprocess.TimeoutExpired:
-        raise WorkshopError(f"{what} took more than {deadline_s:.0f} s: run `python -m workshop doctor`") from None
+        raise WorkshopError(f"{what} took more than {TOOL_DEADLINE_S:.0f} s: run `python -m workshop doctor`") from None
     if done.returncode:
         last = (done.stdout.strip().splitlines() or ["(nothing)"])[-1]
         raise WorkshopError(f"{what} failed, its last words were: {last!r}: run `python -m workshop doctor`")
 
 
+# What a watcher's code needs is imported by it: while it waits it takes no more memory than Python itself.
+WAITING = """
+import sys
+given = sys.stdin.readline().rstrip("\\n")
+sys.stdin.read()  # returns when the process that started it has ended
+"""
+
+
 def watch(code: str, line: str) -> subprocess.Popen:
-    """Start a watcher: Python that runs `code` and reads `line`, and whose input ends when this process does."""
+    """Start a watcher: Python that runs `code`, with `line` as `given`, when this process has ended."""
     watcher = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", WAITING + code],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -279,8 +287,3 @@ def watch(code: str, line: str) -> subprocess.Popen:
     watcher.stdin.write(f"{line}\n")  # by pipe: there may be passwords in it
     watcher.stdin.flush()
     return watcher
-
-
-def remove_folder(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -32,7 +32,6 @@ def _sections() -> dict[str, list[str]]:
 
 
 _TEXT = _sections()
-OPENINGS = _TEXT["openings"]
 _BLANKS = dict(line.split(": ", 1) for line in _TEXT["blanks"])
 # Each theme is used at most once in a biography; each is longer than 300 bytes whatever fills its blanks.
 _THEMES = _TEXT["themes"]
@@ -54,7 +53,7 @@ def _paragraphs() -> tuple[list[bytes], int]:
 
 _POOL, _VARIANTS = _paragraphs()
 _COUNT = len(_POOL) // _VARIANTS
-_OPENINGS = [opening.encode("ascii") for opening in OPENINGS]
+_OPENINGS = [opening.encode("ascii") for opening in _TEXT["openings"]]
 # Paragraphs per biography: 7 always, then one more for each entry that a draw from 0 to 1023 reaches: a long,
 # thin tail.
 _MORE = np.array([512, 780, 880, 940, 970, 988, 1000, 1008, 1014, 1018, 1021], dtype=np.uint64)

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -50,10 +50,10 @@ def _damaged(name: str, expected: str, found: str) -> DataError:
     )
 
 
-def read_manifest(data_dir: Path | None = None) -> dict[str, Any]:
+def read_manifest() -> dict[str, Any]:
     """data/manifest.json: `files` and `tables` with rows and SHA-256. Raises DataError when it is missing or bad."""
     try:
-        manifest = json.loads(((data_dir or DATA) / "manifest.json").read_bytes())
+        manifest = json.loads((DATA / "manifest.json").read_bytes())
         for table, file in FILES.items():
             manifest["tables"][table]["rows"], manifest["files"][file]["sha256"]
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -62,13 +62,13 @@ def read_manifest(data_dir: Path | None = None) -> dict[str, Any]:
     return manifest
 
 
-def check_files(data_dir: Path | None = None) -> dict[str, Any]:
+def check_files() -> dict[str, Any]:
     """Check SHA-256 of every shipped file; the manifest. Raises DataError for the first that differs."""
-    manifest = read_manifest(data_dir)
+    manifest = read_manifest()
     for name in FILES.values():
         expected = f"SHA-256 {manifest['files'][name]['sha256']}"
         try:
-            with open((data_dir or DATA) / name, "rb") as file:
+            with open(DATA / name, "rb") as file:
                 found = f"SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
         except OSError as error:
             found = str(error.strerror)
@@ -77,15 +77,15 @@ def check_files(data_dir: Path | None = None) -> dict[str, Any]:
     return manifest
 
 
-def _lines(name: str, folder: Path) -> Iterator[bytes]:
+def _lines(name: str) -> Iterator[bytes]:
     """The expanded lines of a shipped file, the header included."""
-    with gzip.open(folder / FILES[name], "rb") as file:
+    with gzip.open(DATA / FILES[name], "rb") as file:
         yield from file
 
 
-def _raw_blocks(name: str, folder: Path) -> Iterator[bytes]:
+def _raw_blocks(name: str) -> Iterator[bytes]:
     """A shipped file expanded, in blocks: no work per row."""
-    with gzip.open(folder / FILES[name], "rb") as file:
+    with gzip.open(DATA / FILES[name], "rb") as file:
         while block := file.read(BLOCK):
             yield block
 
@@ -114,11 +114,11 @@ def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(waiting)
 
 
-def _customers(copy: int, limit: int, folder: Path, with_biographies: bool) -> Iterator[bytes]:
+def _customers(copy: int, limit: int, with_biographies: bool) -> Iterator[bytes]:
     """Customers of a copy with avatar and, if wanted, biography, as CSV; each piece holds BIOS rows or fewer."""
     from workshop.shop.bios import avatars, biographies  # numpy is slow to import, and only loading needs it
 
-    lines = islice(_lines("customers", folder), 1, limit + 1)
+    lines = islice(_lines("customers"), 1, limit + 1)
     while batch := list(islice(lines, BIOS)):
         rows = [line[:-1].split(b",", 3) for line in batch]
         ids = [int(row[0]) + copy * BASE_CUSTOMERS for row in rows]
@@ -126,41 +126,36 @@ def _customers(copy: int, limit: int, folder: Path, with_biographies: bool) -> I
             (b'"%s"' % bio for bio in biographies(ids, [row[1] for row in rows])) if with_biographies else repeat(b"")
         )
         made = zip(ids, rows, avatars(ids), bios)  # noqa: B905 -- one a row, or as many as there are
-        if copy:
-            plus = b"+%d@" % copy
-            yield b"".join(
-                b"%d,%s,%s,%s,%s,%s\n" % (i, name, email.replace(b"@", plus, 1), rest, avatar, bio)
-                for i, (_, name, email, rest), avatar, bio in made
-            )
-        else:
-            yield b"".join(
-                b"%s,%s,%s\n" % (line[:-1], avatar, bio) for line, (_, _, avatar, bio) in zip(batch, made, strict=True)
-            )
+        plus = b"+%d@" % copy if copy else b"@"
+        yield b"".join(
+            b"%d,%s,%s,%s,%s,%s\n" % (i, name, email.replace(b"@", plus, 1), rest, avatar, bio)
+            for i, (_, name, email, rest), avatar, bio in made
+        )
 
 
-def _orders(copy: int, limit: int, folder: Path) -> Iterator[bytes]:
+def _orders(copy: int, limit: int) -> Iterator[bytes]:
     order_shift, customer_shift = copy * BASE_ORDERS, copy * BASE_CUSTOMERS
-    for line in islice(_lines("orders", folder), 1, None):
+    for line in islice(_lines("orders"), 1, None):
         order, customer, rest = line.split(b",", 2)
         number = int(customer)
         if number <= limit:
             yield b"%d,%d,%s" % (int(order) + order_shift, number + customer_shift, rest)
 
 
-def _kept_orders(limit: int, folder: Path) -> bytearray:
+def _kept_orders(limit: int) -> bytearray:
     """1 at the number of each order of the first `limit` customers; shape (BASE_ORDERS + 1,)."""
     kept = bytearray(BASE_ORDERS + 1)
-    for line in islice(_lines("orders", folder), 1, None):
+    for line in islice(_lines("orders"), 1, None):
         order, customer, _ = line.split(b",", 2)
         if int(customer) <= limit:
             kept[int(order)] = 1
     return kept
 
 
-def _order_items(copy: int, limit: int, folder: Path) -> Iterator[bytes]:
-    kept = _kept_orders(limit, folder)
+def _order_items(copy: int, limit: int) -> Iterator[bytes]:
+    kept = _kept_orders(limit)
     shift = copy * BASE_ORDERS
-    for line in islice(_lines("order_items", folder), 1, None):
+    for line in islice(_lines("order_items"), 1, None):
         order, rest = line.split(b",", 1)
         number = int(order)
         if kept[number]:
@@ -181,11 +176,10 @@ def copy_columns(table: str) -> list[str]:
     return [column.name for column in columns if (table, column.name) != ("order_items", "id")]
 
 
-def table_stream(stream: str, scale: float = 1.0, data_dir: Path | None = None) -> Iterator[bytes]:
+def table_stream(stream: str, scale: float = 1.0) -> Iterator[bytes]:
     """The bytes that COPY gets for a table, or for CUSTOMERS_WITH_BIOGRAPHIES: CSV with a header, in blocks of about
     256 kB.
     """
-    folder = data_dir or DATA
     copies = _copies(scale)
     table = "customers" if stream == CUSTOMERS_WITH_BIOGRAPHIES else stream
     yield (",".join(copy_columns(table)) + "\n").encode("ascii")
@@ -193,44 +187,31 @@ def table_stream(stream: str, scale: float = 1.0, data_dir: Path | None = None) 
         if table == "products" and copy:
             break  # every copy of the shop sells the same products
         if table == "products" or (copy == 0 and limit == BASE_CUSTOMERS and table != "customers"):
-            blocks = _raw_blocks(table, folder)
+            blocks = _raw_blocks(table)
             first = next(blocks, b"")
             yield from chain([first[first.find(b"\n") + 1 :]], blocks)
         else:
-            yield from _blocks(_MAKERS[stream](copy, limit, folder))
+            yield from _blocks(_MAKERS[stream](copy, limit))
 
 
-def profile_lines(scale: float = 1.0, data_dir: Path | None = None) -> Iterator[bytes]:
+def profile_lines(scale: float = 1.0) -> Iterator[bytes]:
     """The profiles as canonical JSON lines: sorted keys, no spaces, times as 2026-06-30T00:00:00Z."""
-    folder = data_dir or DATA
     for copy, limit in _copies(scale):
-        people = islice(_lines("customers", folder), 1, None)
-        for line, person in islice(zip(_lines(PROFILES, folder), people, strict=True), limit):
+        people = islice(_lines("customers"), 1, None)
+        for line, person in islice(zip(_lines(PROFILES), people, strict=True), limit):
             email = person.split(b",", 3)[2]  # the shipped profiles leave it out
             line = line.replace(b'"preferences"', b'"email":"%s","preferences"' % email, 1)
             if copy:
                 document = json.loads(line)
                 document["_id"] += copy * BASE_CUSTOMERS
                 document["email"] = document["email"].replace("@", f"+{copy}@", 1)
-                line = canonical(document)
+                line = (json.dumps(document, sort_keys=True, separators=(",", ":")) + "\n").encode()
             yield line
 
 
 def version_of_data(manifest: dict[str, Any]) -> str:
     """Short name of the data, so that a database seeded from other data is replaced."""
     return hashlib.sha256(json.dumps(manifest["tables"], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def canonical(document: dict[str, Any]) -> bytes:
-    """A document as its canonical JSON line."""
-    return (json.dumps(document, sort_keys=True, separators=(",", ":"), default=_time) + "\n").encode()
-
-
-def _time(value: Any) -> str:
-    if not isinstance(value, datetime):
-        raise TypeError(f"{type(value).__name__} is not JSON")
-    value = value.astimezone(UTC) if value.tzinfo else value
-    return value.isoformat(timespec="microseconds" if value.microsecond else "seconds").removesuffix("+00:00") + "Z"
 
 
 def document_of(line: bytes) -> dict[str, Any]:
@@ -242,12 +223,12 @@ def document_of(line: bytes) -> dict[str, Any]:
     return document
 
 
-def stream_checksums(data_dir: Path | None = None) -> dict[str, dict[str, Any]]:
+def stream_checksums() -> dict[str, dict[str, Any]]:
     """{stream or "profiles": {"rows", "sha256"}} of what is loaded at scale 1: what data/make.py writes down."""
     found = {}
     for stream in (*TABLES, CUSTOMERS_WITH_BIOGRAPHIES, PROFILES):
         digest, lines = hashlib.sha256(), 0
-        for block in profile_lines(1.0, data_dir) if stream == PROFILES else table_stream(stream, 1.0, data_dir):
+        for block in profile_lines() if stream == PROFILES else table_stream(stream):
             digest.update(block)
             lines += block.count(b"\n")
         found[stream] = {"rows": lines - (stream != PROFILES), "sha256": digest.hexdigest()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from pymongo import MongoClient, WriteConcern
@@ -17,7 +16,6 @@ from workshop.servers.mongo_server import connect
 from workshop.shop import DATABASE
 from workshop.shop.files import (
     BATCH,
-    DATA,
     PROFILES,
     DataError,
     check_files,
@@ -55,14 +53,7 @@ def _seeded_mongo(client: MongoClient, database: str) -> dict[str, Any] | None:
     return record
 
 
-def seed_mongo(
-    url: str,
-    database: str = DATABASE,
-    scale: float = 1.0,
-    *,
-    data_dir: Path | None = None,
-    anew: bool = False,
-) -> int:
+def seed_mongo(url: str, database: str = DATABASE, scale: float = 1.0, *, anew: bool = False) -> int:
     """Fill the collection `profiles`, or leave it when it is there at this scale and not wanted `anew`; its documents.
 
     They are loaded as `profiles_loading`, which is renamed in the last step and dropped on any error; when the seeder
@@ -72,8 +63,7 @@ def seed_mongo(
     Raises DataError (files), ValueError (scale) and pymongo.errors.PyMongoError (server).
     """
     check_scale(scale)
-    folder = data_dir or DATA
-    manifest = read_manifest(folder)
+    manifest = read_manifest()
     with connect(url) as client:
 
         def rows_if_done() -> int | None:
@@ -83,7 +73,7 @@ def seed_mongo(
 
         if not anew and (rows := rows_if_done()):
             return rows
-        check_files(folder)
+        check_files()
         store = client[database]
         if _uuid(store[PROFILES]) and not store[META].find_one({"_id": PROFILES}):
             raise DataError(
@@ -101,7 +91,7 @@ def seed_mongo(
                     loading.drop()
                     store.create_collection(LOADING)
                     store[META].replace_one({"_id": LOADING}, {**begun, "collection": _uuid(loading)}, upsert=True)
-                rows = _load_mongo(loading, scale, manifest, folder, turn)
+                rows = _load_mongo(loading, scale, manifest, turn)
                 record = {"scale": scale, "version": version_of_data(manifest), "rows": {PROFILES: rows}}
                 turn.extend()  # raises when another seeder has taken over
                 store[META].replace_one({"_id": PROFILES}, {**record, "collection": _uuid(loading)}, upsert=True)
@@ -164,13 +154,13 @@ class _Turn:
         return bool(done.matched_count or done.upserted_id)
 
 
-def _load_mongo(loading: Collection, scale: float, manifest: dict[str, Any], folder: Path, turn: _Turn) -> int:
+def _load_mongo(loading: Collection, scale: float, manifest: dict[str, Any], turn: _Turn) -> int:
     """Insert the profiles that are not there yet, in batches; their number."""
     rows = 0
     # The profiles' ids count from 1, in order; only the last batch of a seeder that was stopped can be a part.
     there = loading.count_documents({}) // BATCH * BATCH
     loading.delete_many({"_id": {"$gt": there}})
-    lines = profile_lines(scale, folder)
+    lines = profile_lines(scale)
     with bar("MongoDB", manifest["tables"][PROFILES]["rows"] * scale, unit=" rows") as shown:
         while batch := list(islice(lines, BATCH)):
             if rows >= there:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,7 +18,6 @@ from workshop.servers.postgres_server import connect, connect_common, drop_datab
 from workshop.shop import DATABASE, WITH_BIOGRAPHIES
 from workshop.shop.files import (
     CUSTOMERS_WITH_BIOGRAPHIES,
-    DATA,
     TABLES,
     Advance,
     DataError,
@@ -88,7 +86,6 @@ def _load_postgres(
     connection: psycopg.Connection,
     scale: float,
     manifest: dict[str, Any],
-    folder: Path,
     biographies: bool,
     found: dict[str, int],
     keep: Callable[[], None],
@@ -114,7 +111,7 @@ def _load_postgres(
             with connection.transaction():
                 create_bare_table(cursor, table)
                 stream = CUSTOMERS_WITH_BIOGRAPHIES if biographies and table == "customers" else table
-                found[table] = copy_table(cursor, table, table_stream(stream, scale, folder), loaded.update)
+                found[table] = copy_table(cursor, table, table_stream(stream, scale), loaded.update)
                 keep()
         loaded.set_description("PostgreSQL, indexes")
         with connection.transaction():
@@ -197,13 +194,7 @@ def _set_comment(connection: psycopg.Connection, database: str, record: dict[str
 
 
 def seed_postgres(
-    url: URL,
-    scale: float = 1.0,
-    *,
-    database: str | None = None,
-    biographies: bool = False,
-    data_dir: Path | None = None,
-    anew: bool = False,
+    url: URL, scale: float = 1.0, *, database: str | None = None, biographies: bool = False, anew: bool = False
 ) -> dict[str, int]:
     """Make the shop's template database, or leave it when it is there at this scale and not wanted `anew`; its rows.
 
@@ -219,8 +210,7 @@ def seed_postgres(
     """
     check_scale(scale)
     database = database or (WITH_BIOGRAPHIES if biographies else DATABASE)
-    folder = data_dir or DATA
-    manifest = read_manifest(folder)
+    manifest = read_manifest()
     # Advisory locks hold within one database, and URLs may name different ones: so the lock is in the common one.
     with connect(url) as admin, connect_common(url) as turn:
 
@@ -231,7 +221,7 @@ def seed_postgres(
 
         if not anew and (rows := rows_if_done()):
             return rows
-        check_files(folder)
+        check_files()
         turn.execute("SET lock_timeout = '30min'")
         turn.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", [_LOCK, database])  # freed with the connection
         if not anew and (rows := rows_if_done()):
@@ -259,7 +249,7 @@ def seed_postgres(
                     _set_comment(connection, loading, begun)
 
                 keep()
-                _load_postgres(connection, scale, manifest, folder, biographies, found, keep)
+                _load_postgres(connection, scale, manifest, biographies, found, keep)
             rows = {table: found[table] for table in TABLES}
             record = {"workshop": "shop", "scale": scale, "version": version_of_data(manifest), "rows": rows}
             _set_comment(admin, loading, record)
