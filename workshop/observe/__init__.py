@@ -15,7 +15,9 @@ PostgreSQL (15 or newer), for one database, whichever program or connection did 
     that fails is not counted, and the `SELECT` that a transaction ran last is not counted before the next statement or
     the end of the transaction; the table says so when that happened.
 
-    `connections` is the growth of `pg_stat_database.sessions`.
+    `connections` is the growth of `pg_stat_database.sessions`, with those that live and are not counted there yet: a
+    login that meets another is counted up to ten seconds late. Where some of a block's connections were closed in it
+    and some were not, one can be missing for that reason.
 
     Not counted as `statements`: transaction control (BEGIN, COMMIT, SAVEPOINT, ...), the driver's DEALLOCATE
     (PostgreSQL before 17 does not report it), and the five catalog queries by which a new SQLAlchemy engine gets to

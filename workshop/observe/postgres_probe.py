@@ -6,6 +6,7 @@ pg_stat_statements clears the query id of the cached statement. `prepare_thresho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ class _Reading:
     """One look at a server's counters; a key is (role, query id)."""
 
     reason: str | None = None  # why no statement can be counted
-    sessions: int | None = None
+    opened: int | None = None  # connections to the database so far
     open_transactions: dict[tuple, tuple[Any, str]] = field(default_factory=dict)
     """(pid, backend_start): state_change, last statement"""
     entries: dict[tuple, tuple[int, int, int, int]] = field(default_factory=dict)  # calls, rows, WAL, blocks
@@ -58,6 +59,8 @@ class PostgresProbe:
         elsewhere = "template1" if watched == "postgres" else "postgres"
         self.url = url if url.database and url.database != watched else url.set(database=elsewhere)
         self.label = label
+        self._sessions: float = math.inf  # as last read
+        self._ended = 0  # connections that are over, at least
 
     def close(self) -> None:
         """Nothing to do: a connection lives as long as one reading."""
@@ -79,20 +82,32 @@ class PostgresProbe:
 
     def _read_database(self, connection: psycopg.Connection, reading: _Reading) -> None:
         row = connection.execute(
-            "SELECT s.sessions FROM pg_database AS d LEFT JOIN pg_stat_database AS s ON s.datid = d.oid"
-            " WHERE d.datname = %s",
+            "SELECT coalesce(s.sessions, 0), (SELECT count(*) FROM pg_stat_activity AS a"
+            "  WHERE a.datid = d.oid AND a.backend_type = 'client backend')"
+            " FROM pg_database AS d LEFT JOIN pg_stat_database AS s ON s.datid = d.oid WHERE d.datname = %s",
             (self.database,),
         ).fetchone()
         if row is None:
             reading.reason = f"expected a database {self.database!r} to watch; found none of that name"
             return
-        reading.sessions = int(row[0] or 0)
+        reading.opened = self._opened(*row)
         idle = connection.execute(
             "SELECT pid, backend_start, state_change, query FROM pg_stat_activity"
             " WHERE datname = %s AND state LIKE 'idle in transaction%%'",
             (self.database,),
         )
         reading.open_transactions = {(pid, start): (change, query) for pid, start, change, query in idle}
+
+    def _opened(self, sessions: int, live: int) -> int:
+        """Connections so far, from the server's count of logins and of the backends that live now.
+
+        A backend that logs in at the same instant as another may find the count locked, and then adds itself up to ten
+        seconds later. But it lives: what lives and what is known to be over is never more than what was opened.
+        """
+        if sessions < self._sessions:  # the first reading, or the first after a reset
+            self._ended = sessions - live
+        self._sessions, self._ended = sessions, max(self._ended, sessions - live)
+        return max(sessions, self._ended + live)
 
     def _read_statements(self, connection: psycopg.Connection, reading: _Reading, texts: bool) -> str | None:
         """Read pg_stat_statements, or return why it cannot be read and what an administrator would run."""
@@ -156,12 +171,12 @@ class PostgresProbe:
 
     def _fill(self, seen: Observation, before: _Reading, after: _Reading, cold_autocommit: int) -> None:
         primary = self.label == "primary"
-        absent = [] if before.sessions is not None and after.sessions is not None else ["connections"]
+        absent = [] if before.opened is not None and after.opened is not None else ["connections"]
         if primary and not absent:
-            if after.sessions < before.sessions:
+            if after.opened < before.opened:
                 seen._absent(["connections"], "pg_stat_database was reset during the block; run it again")
             else:
-                seen._count(connections=after.sessions - before.sessions)
+                seen._count(connections=after.opened - before.opened)
         statements = before.reason or after.reason or self._changes(before, after)
         if isinstance(statements, str):
             seen.statements_by_server[self.label] = NotCounted(statements)
