@@ -15,9 +15,10 @@ PostgreSQL (15 or newer), for one database, whichever program or connection did 
     that fails is not counted, and the `SELECT` that a transaction ran last is not counted before the next statement or
     the end of the transaction; the table says so when that happened.
 
-    `connections` is the growth of `pg_stat_database.sessions`, with those that live and are not counted there yet: a
-    login that meets another is counted up to ten seconds late. Where some of a block's connections were closed in it
-    and some were not, one can be missing for that reason.
+    `connections` is the growth of `pg_stat_database.sessions`, or the number of backends that have come, if larger (a
+    pooler's backends, not its clients): a login that meets another, or a reader, is added to `sessions` seconds later.
+    Such a login can still be missing where others came and went in the same block, and it is counted in a later block
+    where the observer was made after it, or where its role is another's, without pg_read_all_stats.
 
     Not counted as `statements`: transaction control (BEGIN, COMMIT, SAVEPOINT, ...), the driver's DEALLOCATE
     (PostgreSQL before 17 does not report it), and the five catalog queries by which a new SQLAlchemy engine gets to

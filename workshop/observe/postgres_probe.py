@@ -6,7 +6,7 @@ pg_stat_statements clears the query id of the cached statement. `prepare_thresho
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,8 @@ class _Reading:
     """One look at a server's counters; a key is (role, query id)."""
 
     reason: str | None = None  # why no statement can be counted
-    opened: int | None = None  # connections to the database so far
+    database: int | None = None  # its oid
+    opened: int | None = None  # connections to it so far
     open_transactions: dict[tuple, tuple[Any, str]] = field(default_factory=dict)
     """(pid, backend_start): state_change, last statement"""
     entries: dict[tuple, tuple[int, int, int, int]] = field(default_factory=dict)  # calls, rows, WAL, blocks
@@ -59,8 +60,8 @@ class PostgresProbe:
         elsewhere = "template1" if watched == "postgres" else "postgres"
         self.url = url if url.database and url.database != watched else url.set(database=elsewhere)
         self.label = label
-        self._sessions: float = math.inf  # as last read
-        self._ended = 0  # connections that are over, at least
+        self._last: tuple[int, int, set, int] | None = None  # see _opened
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Nothing to do: a connection lives as long as one reading."""
@@ -81,33 +82,38 @@ class PostgresProbe:
         return reading
 
     def _read_database(self, connection: psycopg.Connection, reading: _Reading) -> None:
-        row = connection.execute(
-            "SELECT coalesce(s.sessions, 0), (SELECT count(*) FROM pg_stat_activity AS a"
-            "  WHERE a.datid = d.oid AND a.backend_type = 'client backend')"
-            " FROM pg_database AS d LEFT JOIN pg_stat_database AS s ON s.datid = d.oid WHERE d.datname = %s",
-            (self.database,),
-        ).fetchone()
-        if row is None:
-            reading.reason = f"expected a database {self.database!r} to watch; found none of that name"
-            return
-        reading.opened = self._opened(*row)
-        idle = connection.execute(
-            "SELECT pid, backend_start, state_change, query FROM pg_stat_activity"
-            " WHERE datname = %s AND state LIKE 'idle in transaction%%'",
-            (self.database,),
-        )
-        reading.open_transactions = {(pid, start): (change, query) for pid, start, change, query in idle}
+        with self._lock:  # or a thread's older numbers would follow newer ones
+            row = connection.execute(
+                "SELECT datid, sessions FROM pg_stat_database WHERE datname = %s", (self.database,)
+            ).fetchone()
+            if row is None:
+                reading.reason = f"expected a database {self.database!r} to watch; found none of that name"
+                return
+            # After `sessions`: who logs in between the two is new here, and not new once more when counted there.
+            backends = connection.execute(
+                "SELECT pid, backend_start, state, state_change, query FROM pg_stat_activity"
+                " WHERE datid = %s AND backend_type = 'client backend'",
+                row[:1],
+            ).fetchall()
+            reading.database = row[0]
+            reading.opened = self._opened(*row, {(pid, start) for pid, start, *_ in backends})
+        reading.open_transactions = {
+            (pid, start): (change, query)
+            for pid, start, state, change, query in backends
+            if state and state.startswith("idle in transaction")
+        }
 
-    def _opened(self, sessions: int, live: int) -> int:
-        """Connections so far, from the server's count of logins and of the backends that live now.
+    def _opened(self, database: int, sessions: int, backends: set) -> int:
+        """Connections opened to the database so far, from the logins that it counts and the backends that it has now.
 
-        A backend that logs in at the same instant as another may find the count locked, and then adds itself up to ten
-        seconds later. But it lives: what lives and what is known to be over is never more than what was opened.
+        A login that finds the count locked, by another's or by a reader, is added to `sessions` ten seconds later, or
+        with the end of a later transaction. So a backend that was not there at the last reading counts as well.
         """
-        if sessions < self._sessions:  # the first reading, or the first after a reset
-            self._ended = sessions - live
-        self._sessions, self._ended = sessions, max(self._ended, sessions - live)
-        return max(sessions, self._ended + live)
+        opened = sessions
+        if self._last and self._last[0] == database and self._last[1] <= sessions:  # else made anew, or reset
+            opened = max(sessions, self._last[3] + len(backends - self._last[2]))
+        self._last = (database, sessions, backends, opened)
+        return opened
 
     def _read_statements(self, connection: psycopg.Connection, reading: _Reading, texts: bool) -> str | None:
         """Read pg_stat_statements, or return why it cannot be read and what an administrator would run."""
@@ -173,8 +179,9 @@ class PostgresProbe:
         primary = self.label == "primary"
         absent = [] if before.opened is not None and after.opened is not None else ["connections"]
         if primary and not absent:
-            if after.opened < before.opened:
-                seen._absent(["connections"], "pg_stat_database was reset during the block; run it again")
+            if after.opened < before.opened or after.database != before.database:
+                reason = "pg_stat_database was reset, or the database made anew, during the block; run it again"
+                seen._absent(["connections"], reason)
             else:
                 seen._count(connections=after.opened - before.opened)
         statements = before.reason or after.reason or self._changes(before, after)
