@@ -73,9 +73,10 @@ bench: $(READY)
 
 # All that was made: environment, servers, data, and the caches of the tools.
 clean:
-	@! command -v $(PY) >/dev/null || { $(RUN) workshop down; $(PY) -m workshop.state --delete; } || true
-	rm -rf $(VENV) .workshop .pytest_cache .ruff_cache *.egg-info
-	find . -name __pycache__ -o -name .ipynb_checkpoints | grep -v '^./.git/' | tr '\n' '\0' | xargs -0 rm -rf
+	@# Where the environment is broken, nothing of its own can run; servers that cannot be stopped keep their data.
+	@! $(PY) -c 'import workshop.cli' 2>/dev/null || { $(RUN) workshop down && $(PY) -m workshop.state --delete; }
+	rm -rf $(VENV) .workshop *.egg-info
+	find . -name __pycache__ -o -name .ipynb_checkpoints -o -name .pytest_cache -o -name .ruff_cache | grep -v '^./.git/' | tr '\n' '\0' | xargs -0 rm -rf
 
 # The checkout itself is on the path of the environment, so that notebooks find the helper: nothing is built.
 $(VENV)/ready: requirements.lock

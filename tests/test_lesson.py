@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import psycopg
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import ProgrammingError
 
-from workshop import open_lesson, results
+from workshop import open_lesson, passed, results
 from workshop.servers.postgres_server import dsn
 from workshop.state import WorkshopError, password, state_dir
 
@@ -65,3 +69,32 @@ def test_opening_it_again_replaces_the_sandbox(lesson):
         assert second.postgres.database in names and first.postgres.database not in names
     finally:
         second.close()
+
+
+def test_what_the_server_refuses_is_left_out_also_through_sqlalchemy(lesson, capsys):
+    engine = create_engine(lesson.postgres)
+    with lesson.allowed("GRANT it"), engine.connect() as connection:
+        connection.execute(text("TABLE nowhere"))
+    with lesson.allowed("GRANT it"), psycopg.connect(lesson.dsn) as connection:
+        connection.execute("TABLE nowhere")
+    sentence = 'Left out here: relation "nowhere" does not exist. An administrator would run: GRANT it\n'
+    assert capsys.readouterr().out == 2 * sentence
+    with (
+        pytest.raises(ProgrammingError, match="syntax error"),
+        lesson.allowed("GRANT it"),
+        engine.connect() as connection,
+    ):
+        connection.execute(text("TABEL nowhere"))
+
+
+def test_an_exercise_is_kept_under_its_own_name(monkeypatch):
+    cell = "def helper():\n    pass\n\n\ndef one_order(customer_id, order_id):\n    return helper()\n"
+    shell = SimpleNamespace(user_ns={"In": [cell]})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(passed, "FILE", "test-passed.jsonl")
+    passed.keep("17-more-than-one-machine", "yes")
+    shell.user_ns["In"].append("def helper():\n    pass\n")  # passes no exercise
+    passed.keep("17-more-than-one-machine", "yes")
+    kept = results.read(state_dir() / passed.FILE)
+    (state_dir() / passed.FILE).unlink()
+    assert [(record["exercise"], record["by"]) for record in kept] == [("one_order", "own")]

@@ -236,7 +236,7 @@ def test_zero_counts_too(echo):
 
 
 def test_round_trips_and_bytes_of_an_echo(echo):
-    with Proxy("127.0.0.1", echo, 5) as proxy:
+    with Proxy("127.0.0.1", echo, 300) as proxy:  # much longer than it takes to ask the proxy
         assert proxy.counts() == Counts(0, 0, 0, 0)
         with connect(proxy.port) as one, connect(proxy.port) as other:
             ask(one, b"12345")
@@ -252,7 +252,7 @@ def test_round_trips_and_bytes_of_an_echo(echo):
 
 def test_all_that_was_sent_before_the_question_is_in_the_answer(echo):
     """Even on connections that the proxy has not heard of yet."""
-    with Proxy("127.0.0.1", echo, 50) as proxy:
+    with Proxy("127.0.0.1", echo, 1000) as proxy:  # no answer is back before the last question
         for i in range(1, 21):
             with connect(proxy.port) as end:
                 end.sendall(b"1234")
@@ -429,6 +429,19 @@ def test_its_process_goes_with_the_block_and_says_so_later(echo):
 
 
 # ------------------------------------------------------------------------------------------------- in a lesson
+
+
+def test_an_answer_that_comes_late_is_not_taken_for_the_next(echo, monkeypatch):
+    with Proxy("127.0.0.1", echo, round_trip_ms=0) as proxy:
+        monkeypatch.setattr("workshop.far.proxy.ANSWER_DEADLINE_S", 0.2)
+        relay = proxy._process.pid
+        os.kill(relay, signal.SIGSTOP)
+        with pytest.raises(WorkshopError, match="did not answer within"):
+            proxy.counts()
+        os.kill(relay, signal.SIGCONT)
+        with pytest.raises(WorkshopError, match="has ended: run the cell again"):
+            while True:  # until it is gone
+                proxy.reset()
 
 
 @pytest.fixture(scope="module")

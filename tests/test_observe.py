@@ -700,6 +700,33 @@ def test_blocks_of_two_threads_overlap(mongo, scratch_mongo):
     assert profiler(scratch_mongo) == (0, [])
 
 
+def test_the_servers_sampling_of_slow_operations_is_left_as_it_is(mongo, scratch_mongo):
+    watcher, things = mongo
+    own = {"slowms": 70, "sampleRate": 0.0, "filter": {"op": "none of these"}}
+    scratch_mongo.command("profile", 0, **own)
+    try:
+        with watcher.watch() as seen:
+            things.find_one({"n": 999})
+            during = scratch_mongo.command("profile", -1, comment=mongo_probe._COMMENT)
+        after = scratch_mongo.command("profile", -1)
+    finally:
+        scratch_mongo.command("profile", 0, slowms=100, sampleRate=1.0, filter="unset")
+    assert (seen.mongo_commands, seen.documents_examined) == (1, 1000)
+    assert (during["sampleRate"], during["slowms"]) == (after["sampleRate"], after["slowms"]) == (0.0, 70)
+    assert "filter" in after
+
+
+def test_a_reading_that_was_interrupted_can_be_shown(scratch, watcher, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PostgresProbe, "_fill", interrupted)
+    with pytest.raises(KeyboardInterrupt), watcher.watch("blocks") as seen:
+        pass
+    assert "not counted: the reading was interrupted" in repr(seen)
+    assert is_not_counted(seen.statements, "interrupted")
+
+
 def test_somebody_elses_profile_is_left_alone(mongo, scratch_mongo):
     watcher, things = mongo
     scratch_mongo.create_collection("system.profile", capped=True, size=1 << 20)

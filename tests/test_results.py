@@ -48,6 +48,12 @@ def record(**changes) -> dict:
 # --------------------------------------------------------------------------------------------------- on disk
 
 
+def test_a_record_that_cannot_be_written_costs_no_measurement(tmp_path):
+    (tmp_path / "state").write_text("a file, no folder")
+    with pytest.warns(UserWarning, match=r"not kept in results.jsonl \(\w.*\): run the cell again"):
+        results.append(RECORD, tmp_path / "state" / results.FILE)
+
+
 def test_what_is_appended_is_read(tmp_path):
     path = tmp_path / "new" / results.FILE
     assert results.read(path) == []

@@ -330,8 +330,49 @@ def test_a_sandbox_is_a_copy_with_every_row(shop):
     [
         ("redis://:p@h:1/0", "redis://:p@h:1/7"),
         ("redis://:p@h:1", "redis://:p@h:1/7"),
+        ("redis://:p@h:1?db=2&protocol=3", "redis://:p@h:1/7?protocol=3"),
         ("rediss://u:p@h:1/2?ssl_cert_reqs=none", "rediss://u:p@h:1/7?ssl_cert_reqs=none"),
     ],
 )
 def test_redis_database_url(url, expected):
     assert sandbox.redis_database_url(url, 7) == expected
+
+
+def test_a_database_with_somebodys_binary_keys_is_passed_over(shop):
+    box = sandbox.create(shop, "test", ("redis",))
+    first = box.redis_database
+    with redis.Redis.from_url(box.redis) as client:
+        box.drop()
+        client.set(b"\xff\x00", 1)
+        other = sandbox.create(shop, "test", ("redis",))
+        try:
+            assert other.redis_database != first
+        finally:
+            other.drop()
+            client.delete(b"\xff\x00")
+
+
+def test_what_cannot_be_dropped_keeps_nobody_from_a_lesson(shop, monkeypatch):
+    name = f"{sandbox.PREFIX}test_{0:08x}"
+    with connect(shop.postgres) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+
+    def refused(*_: object) -> None:
+        raise psycopg.errors.InsufficientPrivilege("must be a superuser to terminate superuser process")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sandbox, "drop_postgres", refused)
+        assert name not in sandbox.reap(shop)
+        sandbox.create(shop, "test", ("postgres",)).drop()
+    assert name in sandbox.reap(shop)
+
+
+def test_a_first_cell_that_fails_leaves_no_copy(shop, monkeypatch):
+    def unreachable(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = databases(shop)
+    monkeypatch.setattr("workshop.lesson.round_trip", unreachable)
+    with pytest.raises(KeyboardInterrupt):
+        open_lesson("97-interrupted")
+    assert databases(shop) <= before

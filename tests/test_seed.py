@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -21,7 +22,8 @@ from psycopg import sql
 from sqlalchemy import URL, create_engine, inspect
 
 from workshop import sandbox
-from workshop.shop import SHOP_TODAY, Base, files, mongo_loader, postgres_loader
+from workshop.shop import SHOP_TODAY, Base, files, mongo_loader, postgres_loader, seed
+from workshop.state import WorkshopError
 
 SMALL = 0.02
 SCHEMA = ("get_columns", "get_pk_constraint", "get_foreign_keys", "get_indexes", "get_unique_constraints")
@@ -363,6 +365,50 @@ def test_a_failure_half_way_leaves_the_earlier_shop_as_it_was(shop, monkeypatch:
     assert rows["customers"] == 2_000
     assert databases(shop.postgres, shop.name) == {shop.name}
     assert set(shop.store.list_collection_names()) == {files.PROFILES, "workshop_meta"}
+
+
+def test_a_session_in_the_new_shop_costs_nobody_the_earlier_one(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = postgres_loader.seed_postgres(shop.postgres, 0.01, database=shop.name)
+    monkeypatch.setattr(postgres_loader, "SWAP_DEADLINE_S", 1)
+    load = postgres_loader._load_postgres
+    with contextlib.ExitStack() as monitoring:
+
+        def load_watched(connection: psycopg.Connection, *arguments: object) -> None:
+            load(connection, *arguments)
+            monitoring.enter_context(postgres_loader.connect(shop.postgres, f"{shop.name}_loading"))
+
+        monkeypatch.setattr(postgres_loader, "_load_postgres", load_watched)
+        with pytest.raises(WorkshopError, match=r"found a session \(pid \d+\) that stays: end it, then run"):
+            postgres_loader.seed_postgres(shop.postgres, 0.01, database=shop.name, anew=True)
+    assert postgres_loader.seeded_postgres(shop.postgres, shop.name)["rows"] == rows
+    assert databases(shop.postgres, shop.name) == {shop.name}
+
+
+def test_a_seeder_that_lost_its_turn_leaves_its_successors_load(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken_over(lines: Iterable[bytes], number: int) -> Iterator[bytes]:
+        for count, line in enumerate(lines):
+            if count == number:
+                shop.store[mongo_loader.META].update_one({"_id": "turn"}, {"$set": {"token": "the next one's"}})
+                raise pymongo.errors.BulkWriteError({"writeErrors": []})  # both insert the same profiles
+            yield line
+
+    lines = mongo_loader.profile_lines
+    monkeypatch.setattr(mongo_loader, "profile_lines", lambda scale: taken_over(lines(scale), 3_000))
+    with pytest.raises(mongo_loader.TurnLost):
+        mongo_loader.seed_mongo(shop.mongo, shop.name, 0.05)
+    assert shop.store[mongo_loader.LOADING].count_documents({}) == 2_000
+
+
+def test_what_a_server_refuses_while_it_is_loaded_is_one_sentence(servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise psycopg.errors.DiskFull("could not extend file:\nNo space left on device")
+
+    monkeypatch.setattr(seed, "seed_postgres", full)
+    monkeypatch.setattr(seed, "seed_mongo", full)
+    with pytest.raises(WorkshopError) as caught:
+        seed.ensure(servers, 0.01, anew=True)
+    assert str(caught.value).count("could not extend file: No space left on device") == 2
+    assert "\n" not in str(caught.value)
 
 
 def test_what_a_killed_loader_left_is_cleared_away(shop) -> None:

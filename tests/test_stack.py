@@ -25,6 +25,7 @@ from pymongo.errors import OperationFailure
 from workshop.servers import lifecycle, local, mongo_server, postgres_server
 from workshop.servers.find import find
 from workshop.servers.postgres_server import dsn
+from workshop.servers.process import ServerProcess
 from workshop.servers.redis_server import Redis
 from workshop.servers.service import Servers
 from workshop.state import ACCOUNT, WorkshopError, is_root, lock, password
@@ -176,6 +177,7 @@ def test_a_server_is_known_whatever_the_clock_says(own_state, monkeypatch):
 
 
 def test_a_half_made_data_folder_is_made_anew(own_state):
+    (own_state / "lock").touch()  # which the first `up` held
     half = own_state / "postgres" / "data"
     half.mkdir(parents=True)
     (half / "PG_VERSION").write_text("18\n")
@@ -340,16 +342,35 @@ def test_replicas_that_nobody_named_are_the_workbooks_own_and_it_says_so(servers
             "redis://:secret@127.0.0.1:1/0",
             "Redis at 127.0.0.1:1, which WORKSHOP_REDIS_URL names, cannot be used (Error 111 connecting",
         ),
+        (
+            "WORKSHOP_POSTGRES_URL",
+            "postgresql://u:secret@127.0.0.1:1/x?schema=public",
+            "cannot be used (invalid ",
+        ),
         ("WORKSHOP_REDIS_URL", "nonsense", "not a URL like redis"),
+        ("WORKSHOP_REDIS_URL", "redis://:secret@127.0.0.1:1/0?no_such_option=1", "not a URL like redis"),
         ("WORKSHOP_MONGO_URL", "nonsense", "not a URL like mongodb"),
+        ("WORKSHOP_MONGO_URL", "mongodb://u:secret@127.0.0.1:99999/", "not a URL like mongodb"),
     ],
 )
 def test_wrong_settings_get_one_sentence(own_state, monkeypatch, variable, value, expected):
     monkeypatch.setenv(variable, value)
     with pytest.raises(WorkshopError, match=re.escape(expected)) as caught:
-        lifecycle.up()
+        lifecycle.up([variable.removeprefix("WORKSHOP_").removesuffix("_URL").lower()], replicas=1, do_without=True)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("above", "ours"), [("", True), ("/var", False)])
+def test_a_server_of_a_folder_that_ends_like_ours_is_not_ours(tmp_path, above, ours):
+    settings = f"--config={above}{tmp_path}/redis.conf"
+    program = [sys.executable, "-c", "print(flush=True); import sys; sys.stdin.read()", settings]
+    other = subprocess.Popen(program, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()  # before its first line, the system may not tell the command yet
+        assert ServerProcess("Redis", tmp_path)._works_here(psutil.Process(other.pid)) is ours
+    finally:
+        other.communicate()
 
 
 def test_servers_from_path(own_state, monkeypatch):

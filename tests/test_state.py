@@ -23,6 +23,7 @@ def checkout(monkeypatch):
         folder.chmod(0o755)
         monkeypatch.delenv("WORKSHOP_STATE", raising=False)
         monkeypatch.setattr(state, "CHECKOUT", folder)
+        monkeypatch.setattr(state, "FALLBACK", Path(f"/var/tmp/{folder.name}"))  # not the one of the real checkout
         yield folder
 
 
@@ -42,6 +43,25 @@ def test_a_closed_checkout_of_roots_gets_a_folder_elsewhere_and_stays_closed(che
         assert stat.S_IMODE(checkout.stat().st_mode) == 0o700
     finally:
         shutil.rmtree(folder)
+
+
+def test_a_folder_with_other_files_is_not_taken_over(tmp_path, monkeypatch):
+    folder = tmp_path / "documents"
+    (folder / "mongo").mkdir(parents=True)
+    (folder / "mongo" / "thesis.txt").touch()
+    mode = folder.stat().st_mode
+    monkeypatch.setenv("WORKSHOP_STATE", str(folder))
+    with pytest.raises(WorkshopError, match="has files that are not the workbook's: set WORKSHOP_STATE to an empty"):
+        state.state_dir()
+    assert folder.stat().st_mode == mode
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    folder.parent.chmod(0o711)
+    monkeypatch.setenv("WORKSHOP_STATE", str(folder))
+    monkeypatch.setattr(state, "is_root", lambda: False)  # pytest's folders are closed to the servers' account
+    for _ in range(2):
+        assert state.state_dir() == folder
+        (folder / "mongo").mkdir(exist_ok=True)
 
 
 @pytest.mark.skipif(not is_root(), reason="only root can make a folder of somebody else's")

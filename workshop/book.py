@@ -50,9 +50,9 @@ def build(target: Path) -> int:
             cell.metadata["tags"] = [*tags, *(AS_TAGGED[tag] for tag in tags if tag in AS_TAGGED)]
         nbformat.write(notebook, source / path.name)
     index = (CHECKOUT / "notebooks" / "README.md").read_text(encoding="utf-8")
-    shutil.copy(CHECKOUT / "notebooks" / "TEACHING.md", source)
+    # The guide for teachers has the answers to Predict, and stays out.
+    index = index.replace("(TEACHING.md)", f"({PROJECT['urls']['Repository']}/blob/main/notebooks/TEACHING.md)")
     for caption, part in {
-        "For teachers": ["TEACHING"],
         "Part I": [path.stem for path in lessons if path.stem < "11"],
         "Part II": [path.stem for path in lessons if path.stem >= "11"],
     }.items():

@@ -55,12 +55,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(arguments: argparse.Namespace) -> int:
+    return _start(arguments.scale, replicas=arguments.replicas)
+
+
+def _start(scale: float | None, *, replicas: int = 0, anew: bool = False) -> int:
+    """Start and seed what can be had; `anew`: also what is seeded."""
+    from workshop import sandbox
     from workshop.servers import lifecycle
     from workshop.shop import seed
 
-    servers = lifecycle.up(replicas=arguments.replicas, do_without=True)
+    servers = lifecycle.up(replicas=replicas, do_without=True)
     lifecycle.keep()
-    seed.ensure(servers, arguments.scale)
+    if anew:
+        sandbox.reap(servers)
+    seed.ensure(servers, scale, anew=anew)
     _print_state(_state_of(servers))
     for reason in servers.lacking.values():
         print(f"workshop: {reason}", file=sys.stderr)
@@ -114,19 +122,13 @@ def _down(arguments: argparse.Namespace) -> int:
 
 
 def _reset(arguments: argparse.Namespace) -> int:
-    from workshop import sandbox
     from workshop.servers import lifecycle
-    from workshop.shop import files, seed
+    from workshop.shop import files
 
     files.check_files()  # before anything is deleted
     lifecycle.remove()
-    servers = lifecycle.up()
-    lifecycle.keep()
     # On somebody's server the shop is made beside the one that is there, and copies that are open stay as they are.
-    sandbox.reap(servers)
-    seed.ensure(servers, arguments.scale, anew=True)
-    _print_state(_state_of(servers))
-    return 0
+    return _start(arguments.scale, anew=True)
 
 
 def _lab(arguments: argparse.Namespace) -> int:
@@ -141,7 +143,10 @@ def _report(arguments: argparse.Namespace) -> int:
 
     records = results.latest(results.read(state_dir() / results.FILE))
     if arguments.html:
-        report.html(records, arguments.html)
+        try:
+            report.html(records, arguments.html)
+        except OSError as error:
+            raise WorkshopError(f"{arguments.html} cannot be written ({error.strerror}): name another file") from None
         print(f"wrote {arguments.html}")
     elif arguments.json:
         print(report.as_json(records))

@@ -56,7 +56,7 @@ def check(
     at_most, at_least: bounds for counters, `{"statements": 3}`; names as in `observe.observation.COUNTERS`. Where
         `at_least` bounds no counter of a server that `at_most` names, that server must be asked at least once, unless
         `at_most` allows nothing there: so the answer itself, returned without work, is no solution. Any statement is
-        work here: only bounds that the lesson's own idea needs stop one that asks for nothing and returns the answer.
+        work here: who sends one and returns the answer is stopped by bounds that only the lesson's own idea can meet.
     equal: `equal(expected, found)`, where `answers.same` is not what is meant.
 
     The verdict is "not yet" if the candidate raises, returns nothing, answers differently, misses a bound, or leaves a
@@ -94,7 +94,8 @@ def check(
         return verdict(False, "; ".join(missed))
     if seen.open_transaction and any(COUNTERS[counter] == "PostgreSQL" for counter in counts):
         return verdict(
-            False, "a transaction is still open, so its last query is not counted; close the session or connection"
+            False,
+            "a transaction was open at the start or the end, so its last query is not counted: close the session",
         )
     reached = ", ".join(f"{quantity(c, counts[c])} (goal {_at_most(limit)})" for c, limit in at_most.items())
     return verdict(True, f"{reached}, same answer")

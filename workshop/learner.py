@@ -48,7 +48,7 @@ _taken: dict[str, IO[str]] = {}  # open as long as this process lives
 def take_name(names: tuple[str, ...], first: str | None = None) -> str:
     """The one of `names` that nobody has and that was taken the longest ago, until `give_name` or this process ends.
 
-    `first` comes before those where nobody has it.
+    If nobody has `first`, it is that one.
     Raises WorkshopError when all are taken.
     """
     folder = state_dir() / "sandboxes"

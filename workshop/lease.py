@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 
 import psycopg
 import redis
@@ -48,9 +47,7 @@ class Renewal:
 
     def _run(self) -> None:
         while not self._stopped.wait(RENEW_S):
-            # Whatever is wrong with a server, the next turn may find it well again.
-            with suppress(psycopg.Error, PyMongoError, redis.RedisError, OSError):
-                self._renew()
+            self._renew()
 
     def stop(self) -> None:
         self._stopped.set()

@@ -15,6 +15,7 @@ import pymongo.errors
 import redis
 from psycopg import errors as pg
 from sqlalchemy import URL, Executable, NullPool, create_engine
+from sqlalchemy.exc import DBAPIError
 
 from workshop import exercise, passed, plan, results, sandbox
 from workshop.far import distances
@@ -49,7 +50,18 @@ class Lesson(Shown):
         self.servers = servers
         self.wanted = tuple(wanted)
         self._sandbox = sandbox.create(servers, name.split("-")[0], wanted, biographies=biographies)
-        self._watcher: subprocess.Popen = sandbox.watch(self._sandbox)
+        self._watcher: subprocess.Popen | None = None
+        self._extra: list[ExtraServers] = []
+        try:
+            self._begin(wanted)
+        except BaseException:  # a kept traceback would keep the watcher waiting, and the copies there
+            self._give_back()
+            raise
+
+    def _begin(self, wanted: Sequence[str]) -> None:
+        """All that may fail, or be interrupted, when the copies are there."""
+        servers = self.servers
+        self._watcher = sandbox.watch(self._sandbox)
         self.observer = Observer(
             postgres=servers.postgres if "postgres" in wanted else None,
             database=self._sandbox.name,
@@ -62,7 +74,6 @@ class Lesson(Shown):
         with pinging(self, self.wanted[0]) as ping:
             self.round_trip_s = round_trip(ping)
         self.data = seed.status(*(servers.services.get(copied) for copied in ("postgres", "mongo")))
-        self._extra: list[ExtraServers] = []
 
     def start_extra(self, *, postgres: int = 0, redis: int = 0) -> ExtraServers:
         """So many PostgreSQL servers, and a Redis Cluster of so many nodes, for this lesson: they stop when it ends.
@@ -93,7 +104,7 @@ class Lesson(Shown):
 
     @property
     def dsn(self) -> str:
-        """The same for `psycopg.connect`. It holds the password: do not print it."""
+        """The lesson's PostgreSQL database for `psycopg.connect`. It holds the password: do not print it."""
         return dsn(self.postgres)
 
     @property
@@ -233,8 +244,11 @@ class Lesson(Shown):
         """
         try:
             yield
-        except REFUSED as error:
-            print(f"Left out here: {error.diag.message_primary}. An administrator would run: {needs}")
+        except (*REFUSED, DBAPIError) as error:
+            refused = error.orig if isinstance(error, DBAPIError) else error
+            if not isinstance(refused, REFUSED):
+                raise
+            print(f"Left out here: {refused.diag.message_primary}. An administrator would run: {needs}")
         except pymongo.errors.OperationFailure as error:
             if error.code != UNAUTHORIZED:
                 raise
@@ -247,10 +261,14 @@ class Lesson(Shown):
         while self._extra:
             self._extra.pop().close()
         self.observer.close()
+        self._give_back()
+
+    def _give_back(self) -> None:
         self._sandbox.drop()
-        self._watcher.kill()  # nothing is left for it to do
-        self._watcher.wait()
-        self._watcher.stdin.close()
+        if self._watcher:
+            self._watcher.kill()  # nothing is left for it to do
+            self._watcher.wait()
+            self._watcher.stdin.close()
 
     def table(self) -> Table:
         """What is displayed: where the lesson runs."""

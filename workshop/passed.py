@@ -19,16 +19,17 @@ FILE = "passed.jsonl"
 def keep(lesson: str, reason: str) -> None:
     """Keep that an exercise of `lesson` was passed, with what was counted.
 
-    It is named after the first function of the cell that runs, and `by` is "solution" where the cell is the notebook's
-    own solution, else "own". Outside of a notebook there is no exercise to pass.
+    It is named after a function of the cell that runs, the one that the notebook's solution defines first, and `by` is
+    "solution" where the cell is that solution, else "own". Outside of a notebook there is no exercise to pass.
     """
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     cell = shell.user_ns["In"][-1] if shell is not None and shell.user_ns.get("In") else ""
-    if named := re.search(r"^def (\w+)", cell, re.MULTILINE):
-        by = "solution" if cell.strip() in solutions(lesson).values() else "own"
+    known = solutions(lesson)
+    if exercise := next((name for name in re.findall(r"^def (\w+)", cell, re.MULTILINE) if name in known), None):
+        by = "solution" if cell.strip() in known.values() else "own"
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {"lesson": lesson, "exercise": named[1], "by": by, "seen": reason, "at": at}
+        record = {"lesson": lesson, "exercise": exercise, "by": by, "seen": reason, "at": at}
         results.append(record, state_dir() / FILE)
 
 

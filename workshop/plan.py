@@ -156,7 +156,7 @@ def _as_sent(connection: Connection, statement: Executable) -> tuple[str, Any]:
 def explain(engine: Engine, statement: Executable | str) -> Plan:
     """Run a statement under EXPLAIN (ANALYZE, BUFFERS) and return its plan; what it writes is rolled back.
 
-    statement: Core or ORM statement, `text()`, or SQL as a string. `engine` is not in AUTOCOMMIT, where a write
+    statement: Core or ORM statement, `text()`, or SQL as a string. `engine` must not be in AUTOCOMMIT, where a write
     would stay. With `max_parallel_workers_per_gather` of 0 the plan's text is the same on machines with more cores.
     Source of the facts: https://www.postgresql.org/docs/current/sql-explain.html
     """

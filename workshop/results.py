@@ -19,17 +19,21 @@ def append(record: Mapping[str, Any], path: Path) -> None:
 
     Several processes may append at once: the line goes out under a lock. It begins with a line break, so that a
     torn line, left by a process that died, spoils no other. Raises ValueError if `record` is not JSON (NaN is not).
+    Where the file cannot be written, it warns: what was measured is worth more than its record.
     """
     try:
         line = b"\n" + json.dumps(dict(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"a result must be plain JSON, found {error}.") from error
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, even if this process dies
-        while line:  # one write, save where the disk is full or a signal comes in between
-            line = line[file.write(line) :]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, even if this process dies
+            while line:  # one write, save where the disk is full or a signal comes in between
+                line = line[file.write(line) :]
+    except OSError as error:
+        warnings.warn(f"not kept in {path.name} ({error.strerror}): run the cell again when it can be", stacklevel=2)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from urllib.parse import urlsplit
 
 import psycopg
 import redis
@@ -42,7 +43,7 @@ WATCHER = "import json; from workshop.sandbox import Sandbox; Sandbox(**json.loa
 
 @dataclass
 class Sandbox:
-    """Names of a lesson's databases; None where the lesson did not ask for that server."""
+    """What a lesson was given: one database name, and the URL of each server that it asked for."""
 
     postgres_url: str | None = field(default=None, repr=False)
     mongo_url: str | None = field(default=None, repr=False)
@@ -72,19 +73,15 @@ class Sandbox:
 
     def _renew(self) -> None:
         for held in list(self._leases):
+            # Whatever is wrong with a server, the next turn may find it well again.
             with suppress(psycopg.Error, PyMongoError, redis.RedisError, OSError):
                 held.renew()
 
-    def release(self) -> None:
-        """Give the leases back; whoever comes by may then drop the sandbox."""
-        if self._renewal:
-            self._renewal.stop()
-            self._renewal = None
-        while self._leases:
-            self._leases.pop().close()
-
     def drop(self) -> None:
         """Drop all that this sandbox was given; a server that is gone has nothing to drop."""
+        if self._renewal:  # else it could write a lease anew that is gone
+            self._renewal.stop()
+            self._renewal = None
         if self.postgres_url:
             with suppress(psycopg.Error):
                 drop_postgres(make_url(self.postgres_url), self.name)
@@ -94,15 +91,16 @@ class Sandbox:
         if self.redis_url and self.redis_database is not None:
             with suppress(redis.RedisError):
                 lease.free_redis(self.redis_url, self.redis, self.redis_database, self.name)
-        self.release()
+        while self._leases:
+            self._leases.pop().close()
         learner.give_name(self.name)
 
 
 def redis_database_url(url: str, database: int | None) -> str:
-    """`url` with another database number."""
-    base, _, query = url.partition("?")
-    scheme, rest = base.split("://", 1)
-    return f"{scheme}://{rest.split('/', 1)[0]}/{database}" + (f"?{query}" if query else "")
+    """`url` with another database number; without a `db` in the query, which would come before the path."""
+    parts = urlsplit(url)
+    query = "&".join(option for option in parts.query.split("&") if not option.startswith("db="))
+    return parts._replace(path=f"/{database}", query=query).geturl()
 
 
 def drop_postgres(admin: URL, name: str) -> None:
@@ -212,8 +210,8 @@ def _claim_redis(url: str, sandbox: str) -> lease.RedisLease:
     for number in _redis_databases(url, home):
         if number in taken:
             continue
-        with redis_server.connect(redis_database_url(url, number), decode_responses=True) as candidate:
-            empty = all(key == lease.REGISTRY for key in candidate.scan_iter(count=1000))
+        with redis_server.connect(redis_database_url(url, number)) as candidate:
+            empty = all(key == lease.REGISTRY.encode() for key in candidate.scan_iter(count=1000))
         if empty:
             claimed = lease.RedisLease(url, number, sandbox)
             if claimed.taken:
@@ -252,25 +250,29 @@ def _postgres_sandboxes(connection: psycopg.Connection) -> list[tuple[str, str |
 def reap(servers: Servers, wanted: Sequence[str] = ("postgres", "mongo", "redis")) -> list[str]:
     """Drop the sandboxes on the `wanted` servers whose lease nobody holds; their names."""
     dropped = []
+    # What cannot be dropped, for somebody's session in it or a missing right, keeps nobody from a lesson.
     if "postgres" in wanted and "postgres" in servers:
         with connect_common(servers.postgres) as connection:
             held = lease.postgres_leases(connection)
             for name, _ in _postgres_sandboxes(connection):
                 if lease.take_abandoned(connection, name, held):
-                    drop_postgres(servers.postgres, name)
-                    dropped.append(name)
+                    with suppress(psycopg.Error):
+                        drop_postgres(servers.postgres, name)
+                        dropped.append(name)
     if "mongo" in wanted and "mongo" in servers:
         with mongo_server.connect(servers.mongo) as client:
             for name in client.list_database_names():
                 if OURS.fullmatch(name) and not lease.mongo_lease_holds(client, name):
-                    drop_mongo(client, name)
-                    dropped.append(name)
+                    with suppress(OperationFailure):
+                        drop_mongo(client, name)
+                        dropped.append(name)
     if "redis" in wanted and "redis" in servers:
         with redis_server.connect(servers.redis, decode_responses=True) as client:
             leases = lease.redis_leases(client)
         for number in (number for number, (_, held) in leases.items() if not held):
-            lease.free_redis(servers.redis, redis_database_url(servers.redis, number), number, leases[number][0])
-            dropped.append(f"redis database {number}")
+            with suppress(redis.ResponseError):
+                lease.free_redis(servers.redis, redis_database_url(servers.redis, number), number, leases[number][0])
+                dropped.append(f"redis database {number}")
     return dropped
 
 

@@ -29,6 +29,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 ENV_FILE = CHECKOUT / ".env"  # Compose reads it too: there the servers in containers get their passwords and ports
 FALLBACK = Path("/var/tmp") / f"workshop-{os.geteuid()}-{hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:10]}"
 MADE_HERE = "made-by-the-workbook"  # in the state folder: `make clean` may delete it
+OURS = {MADE_HERE, "lock", "users", "secrets.json", "results.jsonl", "passed.jsonl", "sandboxes"}
 ACCOUNT = "nobody"  # where root starts the servers, PostgreSQL runs as this account: it exists on every system
 
 
@@ -57,7 +58,8 @@ def _usable(folder: Path) -> bool:
 def state_dir() -> Path:
     """The state folder, made when it is not there: mode 0700, as root 0711 so that the servers' account can pass.
 
-    Raises WorkshopError when the folder belongs to somebody else or cannot be reached by the servers' account.
+    Raises WorkshopError when the folder belongs to somebody else, has files that are not the workbook's, or cannot be
+    reached by the servers' account.
     """
     chosen = os.environ.get("WORKSHOP_STATE")
     folder = Path(chosen).expanduser().absolute() if chosen else CHECKOUT / ".workshop"
@@ -73,6 +75,14 @@ def state_dir() -> Path:
             raise WorkshopError(
                 f"the state folder {folder} is a link or belongs to another user: "
                 "set WORKSHOP_STATE to a folder of your own and run again"
+            )
+        inside = {path.name for path in folder.iterdir()}
+        if not inside:
+            (folder / "lock").touch()
+        elif not inside & OURS:
+            raise WorkshopError(
+                f"the state folder {folder} has files that are not the workbook's: "
+                "set WORKSHOP_STATE to an empty folder, or to one that is not there yet, and run again"
             )
         mode = 0o711 if is_root() else 0o700
         if stat.S_IMODE(folder.stat().st_mode) != mode:

@@ -10,6 +10,7 @@ import psycopg
 
 from workshop.learner import place
 from workshop.servers.postgres_server import connect_common, primary_from_environment
+from workshop.state import WorkshopError
 
 KEY = 0x7475726E  # "turn" in ASCII: the first half of the advisory locks, one lock for each place
 LOOK_S = 0.2
@@ -24,13 +25,12 @@ def turn() -> Iterator[None]:
     PATIENCE_S seconds goes ahead, and the figures are then worth less: it says so.
     """
     seat = place()
-    service = primary_from_environment() if seat and seat.turns else None
-    if service is None:
-        yield
-        return
     try:
-        connection = connect_common(service.url)
-    except psycopg.Error:  # no connection is free: that is no reason not to measure
+        service = primary_from_environment() if seat and seat.turns else None
+        connection = connect_common(service.url) if service else None
+    except (WorkshopError, psycopg.Error):  # no connection is free: that is no reason not to measure
+        connection = None
+    if connection is None:
         yield
         return
     with connection:

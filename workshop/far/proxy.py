@@ -153,7 +153,11 @@ class Proxy:
                 self._process.stdin.flush()  # type: ignore[union-attr]
             except OSError:
                 raise WorkshopError("the proxy's process has ended: run the cell again") from None
-            return self._answer(ANSWER_DEADLINE_S)
+            try:
+                return self._answer(ANSWER_DEADLINE_S)
+            except BaseException:
+                self._process.kill()  # type: ignore[union-attr]  # its late answer would be taken for the next one
+                raise
 
     def _answer(self, deadline_s: float) -> dict:
         """The next line that the process writes; WorkshopError when none comes in time."""

@@ -149,7 +149,7 @@ class FarServers:
         return list(self._proxies)
 
     def counts(self, server: str | None = None) -> Counts:
-        """Connections, round trips and bytes to `server` since the start or the last `reset()`; see `network.Proxy`.
+        """Connections, round trips and bytes to `server` since the start or the last `reset()`; see `Proxy`.
 
         `server` is "postgres", "redis" or "mongo"; it may be left out when only one was used.
         """

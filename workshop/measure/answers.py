@@ -66,7 +66,7 @@ def first_difference(a: Any, b: Any) -> str:
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             if not same(x, y):
                 return f"item {i} is {short(x)} against {short(y)}"
-        return f"{type(a).__name__} against {type(b).__name__}"
+        return "" if type(a) is type(b) else f"{type(a).__name__} against {type(b).__name__}"
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in [*a, *(k for k in b if k not in a)]:
             if key not in a or key not in b:

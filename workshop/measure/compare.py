@@ -128,8 +128,8 @@ def compare(
     """Measure `before` against `after`, and a `lower_bound` that this work cannot go below; returns a `Comparison`.
 
     before, after, lower_bound: functions without arguments. before and after must return the same answer; return what
-        was fetched (plain values, not ORM objects), for two times None is equal and proves nothing. The lower bound's
-        answer is free.
+        was fetched (plain values, not ORM objects), for two times None is equal and proves nothing. The lower bound may
+        return anything.
     unit, units: what one call does, and how many: unit="query", units=200 gives seconds per query.
     pairs: pairs of samples, even, and fixed before the first is taken: as many as fit in `budget_s` seconds, at least
         6. The budget covers the pairs, not what comes before them: the check of the answers, and per arm two warm-ups

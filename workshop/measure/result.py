@@ -146,7 +146,7 @@ class Comparison(Shown):
         span = f"{significant(self.to_lower_bound)}x ({significant(low)} to {significant(high)})"
         same = max(CLEAR_GAIN, self.noise)
         if high < 1 / same:
-            return f"faster than its lower bound, {span}, which is none"
+            return f"faster than its lower bound, {span}, so that is no lower bound"
         if high <= same:
             return f"at the lower bound, {span}"
         return f"not told apart from the lower bound, {span}" if low <= same else f"{span} the lower bound"

@@ -144,8 +144,7 @@ class MongoProbe:
             self._run("drop", "system.profile")
             old["was"] = 0
         self._run("create", "system.profile", capped=True, size=_PROFILE_BYTES, max=_PROFILE_DOCUMENTS)
-        # every operation must be recorded, whatever threshold or sampling is set
-        self._run("profile", 2, sampleRate=1.0, **({"filter": "unset"} if "filter" in old else {}))
+        self._run("profile", 2)  # every operation, whatever threshold, sampling or filter is set for slow ones
         return old
 
     def _stop_profiler(self, key: tuple[str, str], seen: Observation) -> None:
@@ -161,8 +160,7 @@ class MongoProbe:
                 with pymongo.timeout(DEADLINE):
                     self._run("profile", 0)
                     self._run("drop", "system.profile")
-                    settings = {k: old[k] for k in ("slowms", "sampleRate", "filter") if k in old}
-                    self._run("profile", old["was"], **settings)
+                    self._run("profile", old["was"])
             except PyMongoError as error:
                 seen._note(
                     f"MongoDB's profiler could not be switched off in {self.database.name!r} ({error});"

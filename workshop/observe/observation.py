@@ -128,7 +128,8 @@ class Observation(Shown):
             raise LookupError(f"expected a counter among {', '.join(COUNTERS)}; found {name!r}")
         if not self._done:
             raise RuntimeError(f"{name} is not counted yet: read it after the with block has ended")
-        return self._missing[name] if name in self._missing else self._counts[name]
+        count = self._missing.get(name, self._counts.get(name))
+        return NotCounted("the reading was interrupted") if count is None else count
 
     def __dir__(self) -> list[str]:
         return sorted([*super().__dir__(), *self._counts])
@@ -176,7 +177,7 @@ class Observation(Shown):
             counted = self.counts
             names = [n for n in COUNTERS if n in self._asked or (counted.get(n) and n not in ON_REQUEST)]
         rows = [(name, self[name], COUNTERS[name]) for name in names]
-        reasons = {self._missing[name].reason: None for name in names if name in self._missing}
+        reasons = {count.reason: None for _, count, _ in rows if isinstance(count, NotCounted)}
         unsaid = [f"not counted: {reason}" for reason in reasons if not any(reason in note for note in self._notes)]
         return Table(("counter", "count", "server"), rows, [*self._notes, *unsaid], "nothing was counted")
 

@@ -45,7 +45,7 @@ def up(names: Sequence[str] = NAMES, replicas: int = 0, *, do_without: bool = Fa
         if fatal or len(errors) == len(waiting):
             raise (fatal or list(errors.values()))[0]
         services = {name: future.result() for name, future in waiting.items() if name not in errors}
-        following = _replicas_up(replicas, services["postgres"]) if replicas else []
+        following = _replicas_up(replicas, services["postgres"]) if replicas and "postgres" in services else []
         return Servers(services, following, {name: str(error) for name, error in errors.items()}, notes)
 
 

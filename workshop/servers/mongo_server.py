@@ -50,7 +50,7 @@ def from_environment() -> Service | None:
         if "://" not in url:  # PyMongo would take it for a host's name
             raise InvalidURI(url)
         version = server_version(url)
-    except (ConfigurationError, InvalidURI):
+    except (ConfigurationError, InvalidURI, ValueError):  # the latter: a port that is none
         raise WorkshopError(
             f"{named(VARIABLE)} is not a URL like mongodb://user:password@host:27017/: correct it or unset it"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -25,7 +26,9 @@ SETTINGS = """
 listen_addr = 127.0.0.1
 listen_port = {listen}
 unix_socket_dir =
-auth_type = any
+auth_type = plain
+auth_file = {users}
+stats_users = {user}
 pool_mode = {pool_mode}
 default_pool_size = {size}
 max_client_conn = 500
@@ -47,10 +50,14 @@ def pgbouncer(server: URL, pool_mode: str = "transaction", size: int = 5) -> Ite
             "`conda install -c conda-forge pgbouncer`, and this cell again"
         )
     port = free_port()
-    url = server.set(host="127.0.0.1", port=port, password=None)
+    password = secrets.token_urlsafe(24)  # whoever is on this machine reaches the port
+    url = server.set(host="127.0.0.1", port=port, password=password, query={})
     with tempfile.TemporaryDirectory(prefix="workshop-pgbouncer-") as folder:
-        settings = Path(folder, "pgbouncer.ini")
-        settings.touch(mode=0o600)
+        settings, users = Path(folder, "pgbouncer.ini"), Path(folder, "users.txt")
+        for path in (settings, users):
+            path.touch(mode=0o600)
+        name = str(server.username).replace('"', '""')
+        users.write_text(f'"{name}" "{password}"\n')
         settings.write_text(
             SETTINGS.format(
                 database=server.database,
@@ -59,11 +66,12 @@ def pgbouncer(server: URL, pool_mode: str = "transaction", size: int = 5) -> Ite
                 user=server.username,
                 password=(server.password or "").replace("'", "''"),
                 listen=port,
+                users=users,
                 pool_mode=pool_mode,
                 size=size,
             )
         )
-        for path in (Path(folder), settings):
+        for path in (Path(folder), settings, users):
             hand_over(path)
         process = subprocess.Popen(
             [program, "-q", settings],

@@ -148,7 +148,7 @@ def from_environment(variable: str) -> list[Service]:
         try:
             with connect(url) as connection:
                 number = connection.info.server_version
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.ProgrammingError) as error:  # the latter: an option that libpq lacks
             reason = _reason(error)
             advice = next((advice for word, advice in _ADVICE.items() if word in reason), None)
             raise WorkshopError(

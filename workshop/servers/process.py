@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import signal
 import socket
 import subprocess
@@ -194,7 +195,7 @@ class ServerProcess:
         """
         try:
             command = " ".join(process.cmdline())
-            if f"{self.folder}/" in command:
+            if re.search(rf"(^|[\s='\"]){re.escape(str(self.folder))}/", command):
                 return True
             if not (command and (folder := process.cwd())):
                 return dying

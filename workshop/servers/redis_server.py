@@ -43,7 +43,7 @@ def from_environment() -> Service | None:
         return None
     try:
         version = server_version(url)
-    except ValueError:
+    except (ValueError, TypeError):  # the latter: an option that redis-py lacks
         raise WorkshopError(
             f"{named(VARIABLE)} is not a URL like redis://:password@host:6379/0: correct it or unset it"
         ) from None

@@ -99,6 +99,7 @@ def seed_mongo(url: str, database: str = DATABASE, scale: float = 1.0, *, anew: 
             except TurnLost:
                 raise
             except Exception:
+                turn.extend()  # who has lost it drops nothing: by now that is another seeder's load
                 loading.drop()
                 store[META].delete_one({"_id": LOADING})
                 raise

@@ -29,9 +29,10 @@ from workshop.shop.files import (
     version_of_data,
 )
 from workshop.shop.models import STORE_BIO_OUT_OF_LINE, Base
+from workshop.state import WorkshopError
 
 _LOCK = 0x776F726B  # "work" in ASCII: the first half of the advisory lock that seeders take in turn
-SWAP_DEADLINE_S = 60.0
+SWAP_DEADLINE_S = 30.0
 
 
 def _table(name: str) -> Table:
@@ -162,18 +163,22 @@ def _seeded(connection: psycopg.Connection, database: str) -> dict[str, Any] | N
     return record if record.get("workshop") == "shop" else None
 
 
-def _drop_ours(connection: psycopg.Connection, database: str) -> None:
-    """Drop `database` if it is there. Raises DataError when the workbook did not make it."""
+def _is_ours(connection: psycopg.Connection, database: str) -> bool:
+    """Whether `database` is there. Raises DataError when the workbook did not make it."""
     exists, record = _comment(connection, database)
-    if not exists:
-        return
-    if not record:
+    if exists and not record:
         raise DataError(
             f"the PostgreSQL database {database} was not made by the workbook: expected its mark in the "
             "database's comment, "
             "found none; rename that database or drop it, then run `python -m workshop reset`"
         )
-    drop_database(connection, database)
+    return exists
+
+
+def _drop_ours(connection: psycopg.Connection, database: str) -> None:
+    """Drop `database` if it is there. Raises DataError when the workbook did not make it."""
+    if _is_ours(connection, database):
+        drop_database(connection, database)
 
 
 def _drop_if_empty(url: URL, admin: psycopg.Connection, database: str) -> bool:
@@ -221,6 +226,7 @@ def seed_postgres(
 
         if not anew and (rows := rows_if_done()):
             return rows
+        _is_ours(admin, database)  # said now, and not after a long load
         check_files()
         turn.execute("SET lock_timeout = '30min'")
         turn.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", [_LOCK, database])  # freed with the connection
@@ -264,14 +270,15 @@ def seed_postgres(
 
 
 def _swap(admin: psycopg.Connection, loading: str, database: str) -> None:
-    """Give `loading` the name `database`, in place of the one that had it; copies being made are waited for."""
+    """Give `loading`, into which nobody is let any more, the name `database`, in place of the one that had it."""
     give_up = time.monotonic() + SWAP_DEADLINE_S
-    while True:
-        try:
-            _drop_ours(admin, database)
-            break
-        except psycopg.errors.ObjectInUse:  # somebody copies it, or another session is connected
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(0.1)
+    # A session that is still in it would keep it from its name, when the earlier one is gone already.
+    while left := admin.execute("SELECT pid FROM pg_stat_activity WHERE datname = %s", [loading]).fetchone():
+        if time.monotonic() > give_up:
+            raise WorkshopError(
+                f"expected nobody in the PostgreSQL database {loading}, found a session (pid {left[0]}) that stays: "
+                "end it, then run the command again"
+            )
+        time.sleep(0.1)
+    _drop_ours(admin, database)
     admin.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(loading), sql.Identifier(database)))

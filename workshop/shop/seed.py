@@ -15,20 +15,24 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import psycopg
+from pymongo.errors import PyMongoError
+
 from workshop.servers.service import Servers, Service
 from workshop.shop import WITH_BIOGRAPHIES
 from workshop.shop.files import read_manifest, version_of_data
 from workshop.shop.mongo_loader import seed_mongo, seeded_mongo
 from workshop.shop.postgres_loader import seed_postgres, seeded_postgres
+from workshop.state import WorkshopError
 
 
 def ensure(servers: Servers, scale: float | None = None, *, biographies: bool = False, anew: bool = False) -> None:
     """Seed what is not seeded yet, PostgreSQL and MongoDB at the same time; `anew`: also what is.
 
     The shop with `biographies` is made when somebody asks for it, and made anew where it is there.
-    Without a `scale` a shop that is there keeps its own; a missing one is made at the scale of the other store, or at
-    1. A shop that was loaded from other files than those in data/ now is replaced. Seeding anew happens beside the shop
-    that is there and takes its place in the last step: copies that are open stay as they are.
+    Without a `scale` it is that of the shop that is there, PostgreSQL's where the two stores differ, or 1. A shop that
+    was loaded from other files than those in data/ now is replaced. Seeding anew happens beside the shop that is there
+    and takes its place in the last step: copies that are open stay as they are. Raises WorkshopError.
     """
     found = []  # (what it was seeded with, how to seed it)
     if "postgres" in servers:
@@ -45,8 +49,13 @@ def ensure(servers: Servers, scale: float | None = None, *, biographies: bool = 
         return
     with ThreadPoolExecutor(len(missing)) as pool:
         loading = [pool.submit(seed, scale=scale, anew=anew) for seed in missing]
-    for future in loading:
-        future.result()
+    failed = [error for future in loading if (error := future.exception())]
+    refused = [error for error in failed if isinstance(error, (psycopg.Error, PyMongoError))]
+    if failed and failed == refused:
+        reasons = "; ".join(" ".join(str(error).split()) for error in refused)
+        raise WorkshopError(f"the shop could not be loaded, run the command again: {reasons}") from failed[0]
+    for error in failed:
+        raise error
 
 
 def status(postgres: Service | None, mongo: Service | None) -> dict[str, Any]:
