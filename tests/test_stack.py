@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -126,6 +127,7 @@ def test_killed_servers_a_stale_pid_and_a_taken_port_are_mended(own_state):
             blocker.close()
 
 
+@pytest.mark.long
 def test_a_server_that_no_longer_answers_is_replaced(own_state):
     servers = lifecycle.up()
     frozen = server_processes(own_state)["redis"]
@@ -137,6 +139,20 @@ def test_a_server_that_no_longer_answers_is_replaced(own_state):
         if frozen.is_running():
             frozen.kill()
     assert servers.postgres == lifecycle.up().postgres
+
+
+@pytest.mark.long
+def test_a_server_that_stands_still_for_some_seconds_is_not_replaced(own_state):
+    lifecycle.up(("redis",))
+    frozen = server_processes(own_state)["redis"]
+    frozen.send_signal(signal.SIGSTOP)
+    again = threading.Timer(7, frozen.send_signal, [signal.SIGCONT])
+    again.start()
+    try:
+        lifecycle.up(("redis",))
+        assert server_processes(own_state)["redis"].pid == frozen.pid
+    finally:
+        again.join()
 
 
 def test_a_server_that_lets_nobody_in_is_left_alone(own_state, monkeypatch):

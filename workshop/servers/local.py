@@ -13,6 +13,7 @@ from workshop.servers.process import MUTE_DEADLINE_S, ServerProcess
 from workshop.servers.service import Service
 from workshop.state import WorkshopError, state_dir
 
+QUESTIONS = 3  # each waits five seconds: others may use a server that is only busy
 REFUSED_DEADLINE_S = 5.0  # for a server that recovers, or whose connections are all taken
 
 
@@ -63,16 +64,19 @@ class LocalServer(ABC):
         return Service(self.kind, self.url(port), version, self.process.source) if version else None
 
     def up(self) -> Service:
-        """The running server, started where it is not running. One that runs but does not answer is replaced.
+        """The running server, started where it is not running. One that does not answer QUESTIONS times is replaced.
 
         Raises Refused when it answers and has let nobody in for REFUSED_DEADLINE_S seconds, and leaves it as it is.
         """
         give_up = time.monotonic() + REFUSED_DEADLINE_S
+        asked = 0
         while True:
             try:
                 if found := self.service():
                     return found
-                break
+                asked += 1
+                if asked == QUESTIONS or not self.process.running():
+                    break
             except Refused:
                 if time.monotonic() > give_up:
                     raise
