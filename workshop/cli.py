@@ -60,13 +60,14 @@ def _up(arguments: argparse.Namespace) -> int:
 
 def _start(scale: float | None, *, replicas: int = 0, anew: bool = False) -> int:
     """Start and seed what can be had; `anew`: also what is seeded."""
-    from workshop import sandbox
     from workshop.servers import lifecycle
     from workshop.shop import seed
 
     servers = lifecycle.up(replicas=replicas, do_without=True)
     lifecycle.keep()
     if anew:
+        from workshop import sandbox
+
         sandbox.reap(servers)
     seed.ensure(servers, scale, anew=anew)
     _print_state(_state_of(servers))
