@@ -33,6 +33,12 @@ def shop(small_shop):
     return small_shop
 
 
+@pytest.fixture(autouse=True)
+def _long_after_the_start(monkeypatch):
+    """These tests' PostgreSQL has just been started; here nobody waits for lessons that lived through that."""
+    monkeypatch.setattr(lease, "BACK_S", 0)
+
+
 def databases(servers) -> set[str]:
     with connect(servers.postgres) as connection:
         return {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
@@ -61,8 +67,9 @@ LESSON = """
 import json, socket, sys
 from dataclasses import asdict
 import redis
-from workshop import sandbox
+from workshop import lease, sandbox
 from workshop.servers import lifecycle
+lease.BACK_S = 0
 socket.gethostname = lambda: {host!r}
 box = sandbox.create(lifecycle.up(), "test", ("postgres", "mongo", "redis"))
 watcher = sandbox.watch(box)
@@ -215,6 +222,21 @@ def test_a_lease_is_taken_again_when_its_session_was_lost(shop, monkeypatch):
                 assert time.monotonic() < give_up
                 time.sleep(0.05)
         assert again != (pid,)
+    finally:
+        box.drop()
+
+
+def test_a_restart_of_postgresql_costs_nobody_a_sandbox(shop, monkeypatch):
+    box = sandbox.create(shop, "test", ("postgres",))
+    try:
+        box._leases[0].close()  # as its restart does
+        with connect(shop.postgres) as connection:
+            since = "SELECT extract(epoch FROM now() - pg_postmaster_start_time())"
+            up_s = float(connection.execute(since).fetchone()[0])
+        monkeypatch.setattr(lease, "BACK_S", up_s + 60)
+        assert box.name not in sandbox.reap(shop)
+        monkeypatch.setattr(lease, "BACK_S", up_s)
+        assert box.name in sandbox.reap(shop)
     finally:
         box.drop()
 

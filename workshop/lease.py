@@ -9,7 +9,8 @@ the session. A process that is paused keeps its session.
 * Redis: a connection under the sandbox's name in CLIENT LIST, or a time in a registry, as for MongoDB.
 
 A thread looks every RENEW_S seconds whether the sessions are there, and takes them again after the network or the
-server was away. A machine that sleeps for longer than HOLDS_S may lose what it has in MongoDB and Redis.
+server was away. So PostgreSQL's are not taken for lost within BACK_S seconds of its start. A machine that sleeps for
+longer than HOLDS_S may lose what it has in MongoDB and Redis.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from workshop.servers.postgres_server import connect_common
 from workshop.shop import DATABASE
 
 RENEW_S = 15.0
+BACK_S = 2 * RENEW_S
 HOLDS_S = 120  # without a connection
 _seat = learner.place()
 # Beside the shop, not in the sandbox: what is written there is not the lesson's.
@@ -92,6 +94,12 @@ class PostgresLease:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def is_back(connection: psycopg.Connection) -> bool:
+    """Whether PostgreSQL has run for so long that all who lived through its restart hold their leases again."""
+    since = "SELECT now() - pg_postmaster_start_time() > make_interval(secs => %s)"
+    return connection.execute(since, [BACK_S]).fetchone()[0]
 
 
 def postgres_leases(connection: psycopg.Connection) -> set[tuple[int, int]]:

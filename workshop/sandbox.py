@@ -254,7 +254,7 @@ def reap(servers: Servers, wanted: Sequence[str] = ("postgres", "mongo", "redis"
     if "postgres" in wanted and "postgres" in servers:
         with connect_common(servers.postgres) as connection:
             held = lease.postgres_leases(connection)
-            for name, _ in _postgres_sandboxes(connection):
+            for name, _ in _postgres_sandboxes(connection) if lease.is_back(connection) else ():
                 if lease.take_abandoned(connection, name, held):
                     with suppress(psycopg.Error):
                         drop_postgres(servers.postgres, name)
