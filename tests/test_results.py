@@ -121,6 +121,11 @@ def test_four_processes_append_at_once(tmp_path):
 def test_latest_of_each_comparison():
     old, new, other, elsewhere = record(ratio=10.0), record(ratio=30.0), record(name="other"), record(lesson="03")
     assert results.latest([old, other, elsewhere, new]) == [other, elsewhere, new]
+    here, far, by_url = (
+        record(name=f"far, {at}", series="far", added_round_trip_ms=added)
+        for at, added in (("on loopback", 0), ("at 2 ms", 2), ("on your network", 0))
+    )
+    assert results.latest([here, far, by_url]) == [far, by_url]
 
 
 # ----------------------------------------------------------------------------------------------- the reports

@@ -64,10 +64,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def latest(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the last record of each (lesson, name), oldest first; `records` are in the order of time, as `read`."""
-    found: dict[tuple[Any, Any], dict[str, Any]] = {}
+    """Return the last record of each comparison, oldest first; `records` are in the order of time, as `read`.
+
+    One at several distances has a record for each; its nearest has another name where the servers are somebody's.
+    """
+    found: dict[tuple, dict[str, Any]] = {}
     for record in records:
-        key = (record.get("lesson"), record.get("name"))
+        key = (record.get("lesson"), record.get("series") or record.get("name"), record.get("added_round_trip_ms"))
         found.pop(key, None)
         found[key] = dict(record)
     return list(found.values())
