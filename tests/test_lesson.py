@@ -95,6 +95,14 @@ def test_an_exercise_is_kept_under_its_own_name(monkeypatch):
     passed.keep("17-more-than-one-machine", "yes")
     shell.user_ns["In"].append("def helper():\n    pass\n")  # passes no exercise
     passed.keep("17-more-than-one-machine", "yes")
+    shell.user_ns["In"].append("def new_ids(engine, feed):\n    pass\n")
+    passed.keep("03-bulk-writes", "yes")
+    shell.user_ns["In"].append(passed.solutions("03-bulk-writes")["new_ids"])
+    passed.keep("03-bulk-writes", "yes")
     kept = results.read(state_dir() / passed.FILE)
     (state_dir() / passed.FILE).unlink()
-    assert [(record["exercise"], record["by"]) for record in kept] == [("one_order", "own")]
+    assert [(record["exercise"], record["by"]) for record in kept] == [
+        ("one_order", "own"),
+        ("new_ids", "own"),
+        ("new_ids", "solution"),
+    ]

@@ -26,7 +26,7 @@ def keep(lesson: str, reason: str) -> None:
     shell = ipython.get_ipython() if ipython is not None else None
     cell = shell.user_ns["In"][-1] if shell is not None and shell.user_ns.get("In") else ""
     known = solutions(lesson)
-    if exercise := next((name for name in re.findall(r"^def (\w+)", cell, re.MULTILINE) if name in known), None):
+    if exercise := next((name for name in _functions(cell) if name in known), None):
         by = "solution" if cell.strip() in known.values() else "own"
         at = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"lesson": lesson, "exercise": exercise, "by": by, "seen": reason, "at": at}
@@ -40,7 +40,12 @@ def solutions(lesson: str) -> dict[str, str]:
     except (OSError, ValueError, KeyError):
         return {}
     sources = ["".join(cell["source"]).strip() for cell in cells if "solution" in cell["metadata"].get("tags", [])]
-    return {named[1]: source for source in sources if (named := re.search(r"^def (\w+)", source, re.MULTILINE))}
+    return {names[0]: source for source in sources if (names := _functions(source))}
+
+
+def _functions(source: str) -> list[str]:
+    """The functions that a cell defines; a solution may carry a suffix, so that it leaves the reader's own as it is."""
+    return [name.removesuffix("_solved") for name in re.findall(r"^def (\w+)", source, re.MULTILINE)]
 
 
 def best(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
