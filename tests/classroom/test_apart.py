@@ -12,13 +12,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from pymongo import uri_parser
+from pymongo.errors import OperationFailure
 from sqlalchemy import make_url
 
 from workshop import learner
 from workshop.classroom import accounts, roll, seat
 from workshop.servers import mongo_server
 from workshop.servers.postgres_server import connect, dsn
-from workshop.servers.service import Servers
+from workshop.servers.service import Servers, Service
 from workshop.state import CHECKOUT, is_root
 
 pytestmark = pytest.mark.timeout(120)
@@ -109,6 +111,34 @@ def klass(small_shop: Servers) -> Iterator[roll.Roll]:
         assert after[what] - {"workshop_shop.workshop_leases"} == names - {"workshop_shop.workshop_leases"}, what
 
 
+def test_a_kill_leaves_no_spare_copy_of_the_shop_as_it_was(klass, small_shop, monkeypatch):
+    template, spare = f"{klass.prefix}workshop_shop", klass.place(0, 1).spare
+    oid, run = "SELECT oid FROM pg_database WHERE datname = %s", accounts._run
+
+    def killed(connection: psycopg.Connection, statement: str, *names: str, **literals: object) -> None:
+        run(connection, statement, *names, **literals)
+        if statement.endswith("IS_TEMPLATE true"):
+            raise KeyboardInterrupt
+
+    with connect(small_shop.postgres) as admin:
+        before = admin.execute(oid, [spare]).fetchone()
+        admin.execute(f"COMMENT ON DATABASE {template} IS 'of another shop'")
+        with monkeypatch.context() as kill, pytest.raises(KeyboardInterrupt):
+            kill.setattr(accounts, "_run", killed)
+            accounts.prepare(klass, small_shop)
+        accounts.prepare(klass, small_shop)
+        assert admin.execute(oid, [spare]).fetchone() not in (None, before)
+
+
+def test_mongodb_on_several_hosts(klass, small_shop):
+    several = "mongodb://root:secret@a:1,b:2/?replicaSet=rs&authsource=other"
+    services = {**small_shop.services, "mongo": Service("mongo", several, "8.0", "url")}
+    url = accounts.urls(klass, Servers(services), 1)["WORKSHOP_MONGO_URL"]
+    known = uri_parser.parse_uri(url)
+    assert known["nodelist"] == [("a", 1), ("b", 2)] and known["username"] == klass.account(1)
+    assert dict(known["options"]) == {"replicaSet": "rs", "authSource": "admin"} and "secret" not in url
+
+
 @pytest.fixture(scope="module")
 def ada(klass: roll.Roll, small_shop: Servers) -> Iterator[Learner]:
     person = Learner(klass, small_shop, "ada")
@@ -175,12 +205,15 @@ def test_nobody_else_comes_into_a_database(klass, ada, bob):
             psycopg.connect(dsn(own.set(database=database)))
 
 
-def test_other_learners_statements_are_not_shown(ada, bob):
-    ada.answer("answer = psycopg.connect(postgres).execute(\"SELECT 'a secret of hers'\").fetchone()", **ada.given)
-    with psycopg.connect(dsn(make_url(bob.given["postgres"]).set(database="postgres"))) as connection:
+def test_other_learners_statements_are_not_shown(small_shop, ada, bob):
+    ada.answer("held = psycopg.connect(postgres); held.execute('SELECT 1 AS a_secret_of_hers')", **ada.given)
+    bobs = dsn(make_url(bob.given["postgres"]).set(database="postgres"))
+    with psycopg.connect(bobs) as own, connect(small_shop.postgres) as admin:
         for view in ("pg_stat_activity", "pg_stat_statements"):
-            shown = connection.execute(f"SELECT query FROM {view} WHERE query LIKE '%secret of%'").fetchall()
-            assert [row for row in shown if "query LIKE" not in row[0]] == [], view
+            asked = f"SELECT query FROM {view} WHERE query LIKE %s", ["%a_secret_of_hers%"]
+            assert admin.execute(*asked).fetchall(), view
+            assert own.execute(*asked).fetchall() == [], view
+    ada.answer("held.close()")
 
 
 @pytest.mark.parametrize(
@@ -272,9 +305,21 @@ def test_measurements_take_turns(ada, bob):
 
 
 def test_a_reset_gives_a_fresh_place(klass, small_shop, ada, bob):
-    """The last of this file: bob's lesson loses its copies."""
+    """The last of this file: bob's lesson loses its copies, and his passwords are others."""
+    assert klass.shut("bob") == bob.number
     accounts.reset(klass, small_shop, bob.number)
     names = made(small_shop)
     assert klass.place(bob.number, 1).spare in names["databases"]
     assert not names["databases"] & set(klass.place(bob.number, 1).sandboxes)
     assert make_url(ada.given["postgres"]).database in names["databases"]
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(bob.login["WORKSHOP_POSTGRES_URL"])
+    with (
+        pytest.raises(OperationFailure, match="Authentication failed"),
+        mongo_server.connect(bob.login["WORKSHOP_MONGO_URL"]) as client,
+    ):
+        client.admin.command("ping")
+    now = accounts.urls(klass, small_shop, bob.number)
+    psycopg.connect(now["WORKSHOP_POSTGRES_URL"]).close()
+    with mongo_server.connect(now["WORKSHOP_MONGO_URL"]) as client:
+        client.admin.command("ping")

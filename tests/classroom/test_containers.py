@@ -9,17 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import aiohttp
+import docker
 import psutil
 import pytest
+import requests
+from sqlalchemy import make_url
 
 from workshop.classroom import containers, rehearsal, roll
 from workshop.servers.process import free_port
+from workshop.servers.service import Servers, Service
 from workshop.state import CHECKOUT, WorkshopError
 
-pytestmark = pytest.mark.timeout(600)
-START_S = 120
+pytestmark = pytest.mark.timeout(900)
+START_S, END_S = 240, 240  # longer than the code's own deadlines, or this fails first
 FIRST = 6  # cells with code of lesson 00: it is opened, asks PostgreSQL, and counts
 APART = """
 import os, pathlib, psutil
@@ -42,30 +47,63 @@ for path in ("/workbook/notebooks/x", "/workbook/workshop/x", "/etc/passwd"):
 """
 
 
+def test_a_docker_that_is_slow_keeps_no_other_container(own_state, monkeypatch):
+    slow, quick = Mock(), Mock()
+    slow.remove.side_effect = slow.wait.side_effect = requests.exceptions.ReadTimeout()
+    client = Mock(**{"containers.list.return_value": [slow, quick]})
+    monkeypatch.setattr(docker, "from_env", lambda: client)
+    klass = roll.opened("class", 1)
+    containers.remove(klass)
+    quick.remove.assert_called_once()
+    client.containers.list.side_effect = requests.exceptions.ReadTimeout()
+    containers.remove(klass)
+
+
+def test_containers_on_a_bridge_do_not_reach_servers_on_loopback():
+    network = Mock(attrs={"IPAM": {"Config": [{"Gateway": "172.18.0.1"}]}})
+    client = Mock(**{"networks.get.return_value": network})
+
+    def at(postgres: str, mongo: str) -> str:
+        urls = {"postgres": make_url(postgres), "mongo": mongo}
+        return containers.address(
+            client, "bridge", Servers({name: Service(name, url, "", "url") for name, url in urls.items()})
+        )
+
+    assert at("postgresql://db:5432/x", "mongodb://a:1,b:2/?replicaSet=rs") == "172.18.0.1"
+    for postgres, mongo, near in (
+        ("postgresql:///x", "mongodb://a", "postgres"),
+        ("postgresql://[::1]:5432/x", "mongodb://a", "postgres"),
+        ("postgresql://db/x", "mongodb://u:p@a:1,127.0.0.1:2/", "mongo"),
+        ("postgresql://db/x", "mongodb://localhost", "mongo"),
+    ):
+        with pytest.raises(WorkshopError, match=rf"loopback \({near}\)"):
+            at(postgres, mongo)
+
+
 def workshop(*options: str) -> list[str]:
     return [sys.executable, "-m", "workshop", "classroom", *options]
 
 
-def test_two_learners_in_containers(own_state):
+def test_two_learners_in_containers(own_state, tmp_path):
     try:
-        docker = containers.connected(containers.IMAGE)
+        client = containers.connected(containers.IMAGE)
     except WorkshopError as lacking:
         pytest.skip(str(lacking))
-    log = own_state / "printed"
+    log = tmp_path / "printed"  # the state folder has nothing but the workbook's
     command = workshop("--spawner", "docker", "--learners", "2", "--scale", "0.02", "--port", str(free_port()))
     with open(log, "w", encoding="utf-8") as printed:
         hub = subprocess.Popen(command, stdout=printed, stderr=printed, cwd=CHECKOUT)
-    give_up = time.monotonic() + START_S
-    while "Ctrl-C" not in log.read_text():
-        assert hub.poll() is None and time.monotonic() < give_up, log.read_text()[-2000:]
-        time.sleep(0.2)
-    klass = roll.found("class")
-    [mark] = [f"{key}={value}" for key, value in containers.label(klass).items()]
 
     def running() -> list:
-        return docker.containers.list(all=True, filters={"label": mark})
+        marks = [f"{key}={value}" for key, value in containers.label(klass).items()]
+        return client.containers.list(all=True, filters={"label": marks})
 
     try:
+        give_up = time.monotonic() + START_S
+        while "Ctrl-C" not in log.read_text():
+            assert hub.poll() is None and time.monotonic() < give_up, log.read_text()[-2000:]
+            time.sleep(0.2)
+        klass = roll.found("class")
         asyncio.run(_both(klass, re.search(r"The class: +(\S+)", log.read_text())[1]))
         assert len(running()) == 2
         for container in running():
@@ -78,8 +116,8 @@ def test_two_learners_in_containers(own_state):
     finally:
         if hub.poll() is None:
             hub.send_signal(signal.SIGINT)
-            hub.wait(60)
-        closing = subprocess.run(workshop("--close"), capture_output=True, text=True, cwd=CHECKOUT, timeout=120)
+            hub.wait(END_S)
+        closing = subprocess.run(workshop("--close"), capture_output=True, text=True, cwd=CHECKOUT, timeout=END_S)
     assert closing.returncode == 0 and not running(), closing.stderr
     for name in ("ada", "bob-2"):
         assert (klass.home(name) / "kept").exists() and (

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import psycopg
 from psycopg import sql
 from pymongo import MongoClient
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 
 from workshop.classroom.roll import Roll
 from workshop.learner import READY
@@ -36,12 +37,18 @@ def prepare(roll: Roll, servers: Servers) -> None:
     Raises WorkshopError when the server's account may not do so.
     """
     with _admin(servers.postgres) as connection, mongo_server.connect(servers.mongo) as client:
-        _group(connection, roll)
+        if not _has_role(connection, f"{roll.prefix}all"):
+            _run(connection, "CREATE ROLE {} NOLOGIN", f"{roll.prefix}all")
         for shop in (DATABASE, WITH_BIOGRAPHIES):
-            if _template(servers.postgres, connection, roll, shop) and shop == DATABASE:
-                for seat in roll.seats:  # what is ready is of the shop as it was
-                    drop_database(connection, roll.place(seat, 0).spare)
-                    _drop_ready(client, roll, seat)
+            there = _about(connection, shop)
+            if not there or _about(connection, f"{roll.prefix}{shop}") == (there[0], True):
+                continue
+            # What is ready is of the shop as it was. The template is made after that: it tells that this was done.
+            for seat in roll.seats if shop == DATABASE else ():
+                drop_database(connection, roll.place(seat, 0).spare)
+                if found := client[DATABASE][roll.place(seat, 0).leases].find_one_and_delete({"_id": READY}):
+                    client.drop_database(found["name"])
+            _template(servers.postgres, connection, roll, shop, there[0])
         with bar("preparing places", len(roll.seats), " places") as shown:
             for seat in roll.seats:
                 _role(connection, roll, seat)
@@ -69,45 +76,36 @@ def _run(connection: psycopg.Connection, statement: str, *names: str, **literals
     connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names), **values))
 
 
-def _there(connection: psycopg.Connection, catalog: str, column: str, name: str) -> bool:
-    query = sql.SQL("SELECT 1 FROM {} WHERE {} = %s").format(sql.Identifier(catalog), sql.Identifier(column))
-    return connection.execute(query, [name]).fetchone() is not None
+def _has_role(connection: psycopg.Connection, name: str) -> bool:
+    return connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone() is not None
 
 
-def _group(connection: psycopg.Connection, roll: Roll) -> None:
-    if not _there(connection, "pg_roles", "rolname", f"{roll.prefix}all"):
-        _run(connection, "CREATE ROLE {} NOLOGIN", f"{roll.prefix}all")
+def _about(connection: psycopg.Connection, name: str) -> tuple[str, bool] | None:
+    """A database's comment, which says what a shop was seeded with, and whether it is a template; None without it."""
+    query = "SELECT shobj_description(oid, 'pg_database'), datistemplate FROM pg_database WHERE datname = %s"
+    return connection.execute(query, [name]).fetchone()
 
 
-def _template(admin: URL, connection: psycopg.Connection, roll: Roll, shop: str) -> bool:
-    """Make the class's own copy of the `shop`, anew when the shop was; whether there was something to do.
-
-    A copy, since the shop itself stays as whoever made it wants it.
-    """
+def _template(admin: URL, connection: psycopg.Connection, roll: Roll, shop: str, comment: str) -> None:
+    """Make the class's own copy of the `shop`, which itself stays as whoever made it wants it."""
     name = f"{roll.prefix}{shop}"
-    comments = "SELECT datname, shobj_description(oid, 'pg_database'), datistemplate FROM pg_database"
-    known = {row[0]: row[1:] for row in connection.execute(comments)}
-    if shop not in known or (name in known and known[name] == (known[shop][0], True)):
-        return False
     drop_database(connection, name)
     _run(connection, "CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY ALLOW_CONNECTIONS false", name, shop)
     _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", name)
     _run(connection, "ALTER DATABASE {} ALLOW_CONNECTIONS true", name)
     with connect(admin, name) as inside:
-        tables = inside.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
-        for (table,) in tables:
+        for (table,) in inside.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall():
             _run(inside, "ALTER TABLE {} OWNER TO {}", table, f"{roll.prefix}all")
-    _run(connection, "COMMENT ON DATABASE {} IS {comment}", name, comment=known[shop][0])
+    _run(connection, "COMMENT ON DATABASE {} IS {comment}", name, comment=comment)
     _run(connection, "ALTER DATABASE {} IS_TEMPLATE true", name)
-    return True
 
 
 def _role(connection: psycopg.Connection, roll: Roll, seat: int) -> None:
     name = roll.account(seat)
-    if not _there(connection, "pg_roles", "rolname", name):
+    if not _has_role(connection, name):
         _run(connection, "CREATE ROLE {}", name)
     options = "LOGIN CREATEDB CONNECTION LIMIT {limit} PASSWORD {password}"
-    _run(connection, f"ALTER ROLE {{}} {options}", name, limit=CONNECTIONS, password=roll.derived("postgres", seat))
+    _run(connection, f"ALTER ROLE {{}} {options}", name, limit=CONNECTIONS, password=roll.password_of("postgres", seat))
     for setting, value in LIMITS.items():
         _run(connection, f"ALTER ROLE {{}} SET {setting} = {{value}}", name, value=value)
     _run(connection, "GRANT {} TO {}", f"{roll.prefix}all", name)
@@ -116,7 +114,7 @@ def _role(connection: psycopg.Connection, roll: Roll, seat: int) -> None:
 def spare(connection: psycopg.Connection, roll: Roll, seat: int) -> None:
     """A copy of the shop that the seat's next lesson takes; nothing where it is there."""
     name = roll.place(seat, 0).spare
-    if _there(connection, "pg_database", "datname", name):
+    if _about(connection, name):
         return
     making = f"{name}_making"  # a killed class leaves no half a copy under the name
     drop_database(connection, making)
@@ -134,12 +132,11 @@ def _user(client: MongoClient, roll: Roll, seat: int) -> None:
         {"resource": {"db": DATABASE, "collection": ""}, "actions": ["listCollections"]},
         {"resource": {"db": DATABASE, "collection": place.leases}, "actions": writing},
     ]
-    role = {"privileges": privileges, "roles": []}
     roles = [{"role": right, "db": box} for box in place.sandboxes for right in ("readWrite", "dbAdmin")]
     made = client.admin.command("rolesInfo", name)["roles"]
-    client.admin.command("updateRole" if made else "createRole", name, **role)
+    client.admin.command("updateRole" if made else "createRole", name, privileges=privileges, roles=[])
     made = client.admin.command("usersInfo", name)["users"]
-    login = {"pwd": roll.derived("mongo", seat), "roles": [{"role": name, "db": "admin"}, *roles]}
+    login = {"pwd": roll.password_of("mongo", seat), "roles": [{"role": name, "db": "admin"}, *roles]}
     client.admin.command("updateUser" if made else "createUser", name, **login)
 
 
@@ -156,30 +153,30 @@ def _ready_documents(client: MongoClient, roll: Roll, seat: int) -> None:
         leases.insert_one({"_id": READY, "name": name})
 
 
-def _drop_ready(client: MongoClient, roll: Roll, seat: int) -> None:
-    if found := client[DATABASE][roll.place(seat, 0).leases].find_one_and_delete({"_id": READY}):
-        client.drop_database(found["name"])
-
-
 def urls(roll: Roll, servers: Servers, seat: int) -> dict[str, str]:
     """The environment by which the seat's workbook finds its servers; empty ones are started by the learner's own.
 
     Lessons that pause or stop a server do it to those: Redis and the replicas are never the class's.
     """
     name = roll.account(seat)
-    postgres = servers.postgres.set(drivername="postgresql", username=name, password=roll.derived("postgres", seat))
-    mongo = make_url(servers.mongo).set(username=name, password=roll.derived("mongo", seat))
+    postgres = servers.postgres.set(drivername="postgresql", username=name, password=roll.password_of("postgres", seat))
+    mongo = urlsplit(servers.mongo)  # not make_url: there may be several hosts
+    login = f"{name}:{roll.password_of('mongo', seat)}@{mongo.netloc.rpartition('@')[2]}"
+    options = [option for option in mongo.query.split("&") if option and not option.lower().startswith("authsource=")]
+    query = "&".join([*options, "authSource=admin"])
     return {
         "WORKSHOP_POSTGRES_URL": postgres.render_as_string(hide_password=False),
         "WORKSHOP_REPLICA_URLS": "",
         "WORKSHOP_REDIS_URL": "",
-        "WORKSHOP_MONGO_URL": mongo.update_query_dict({"authSource": "admin"}).render_as_string(hide_password=False),
+        "WORKSHOP_MONGO_URL": mongo._replace(netloc=login, path=mongo.path or "/", query=query).geturl(),
     }
 
 
 def reset(roll: Roll, servers: Servers, seat: int) -> None:
-    """Drop the seat's databases and give it a fresh spare one."""
+    """Drop the seat's databases and give it a fresh spare one; its passwords become those that the `roll` has now."""
     with _admin(servers.postgres) as connection, mongo_server.connect(servers.mongo) as client:
+        _role(connection, roll, seat)
+        _user(client, roll, seat)
         _drop_databases_of(connection, roll.account(seat))
         _drop_documents(client, roll, seat)
         spare(connection, roll, seat)

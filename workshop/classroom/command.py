@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import ssl
+import stat
 import sys
 import time
 import urllib.request
@@ -24,8 +25,8 @@ from workshop import learner
 from workshop.classroom import accounts, apart, containers, roll
 from workshop.servers import lifecycle
 from workshop.servers.process import PROGRAMS, ServerProcess, free_port, signal_to
-from workshop.shop import seed
-from workshop.state import CHECKOUT, WorkshopError, is_root, lock, read_json, state_dir, write_private
+from workshop.shop import files, seed
+from workshop.state import CHECKOUT, ENV_FILE, WorkshopError, is_root, lock, read_json, state_dir, write_private
 
 PORT = 8000
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -42,39 +43,39 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--learners", type=_learners, metavar="N", help="places to prepare, 1 to 200 (default: 30)")
+    parser.add_argument("--learners", type=int, metavar="N", help="places to prepare, 1 to 200 (default: 30)")
     parser.add_argument("--ip", default="127.0.0.1", metavar="A", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=PORT, help=f"port, another one where it is taken (default: {PORT})")
+    parser.add_argument("--port", type=int, default=PORT, help=f"port (default: {PORT}, another where it is taken)")
     parser.add_argument("--certificate", type=Path, metavar="F", help="TLS certificate, with --key")
     parser.add_argument("--key", type=Path, metavar="F", help="the certificate's key")
     parser.add_argument("--behind-proxy", action="store_true", help="a proxy in front of it does TLS")
     parser.add_argument("--spawner", choices=("local", "docker"), default="local", help="processes or containers")
     parser.add_argument("--image", default=containers.IMAGE, metavar="I", help=f"docker: image ({containers.IMAGE})")
     parser.add_argument("--network", default=containers.HOST, metavar="N", help="docker: network (default: host)")
-    parser.add_argument("--scale", type=float, help="size of the shop, where it is not there yet (default: 1)")
+    parser.add_argument("--scale", type=float, help="size of the shop, where there is none yet (default: 1)")
     parser.add_argument("--close", action="store_true", help="remove the class's accounts and databases")
     parser.add_argument("--delete-homes", action="store_true", help="with --close: learners' notebooks too")
     parser.add_argument("--rehearse", action="store_true", help="scripted learners take a lesson; exit 0 if all passed")
     parser.add_argument("--lesson", default="00-start-here", metavar="NAME", help="the lesson of the rehearsal")
 
 
-def _learners(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 200:
-        raise argparse.ArgumentTypeError(f"a number from 1 to 200 is expected, {text!r} was found")
-    return int(text)
-
-
 def wrong_use(given: argparse.Namespace) -> str:
     """What is wrong with the options, in one sentence; "" where nothing is."""
+    for name, least, most in (("learners", 1, 200), ("port", 1, 65_535), ("scale", *files.SCALES)):
+        number = getattr(given, name)
+        if number is not None and not least <= number <= most:
+            return f"--{name} is a number from {least} to {most}, {number} was found"
     try:
         loopback = given.ip == "localhost" or ipaddress.ip_address(given.ip).is_loopback
     except ValueError:
         return f"--ip is an address as 192.168.1.5, {given.ip!r} was found"
     if bool(given.certificate) != bool(given.key):
         return "--certificate and --key come together"
-    for file in filter(None, (given.certificate, given.key)):
-        if not file.is_file():
-            return f"{file} is not a file"
+    if given.certificate:
+        try:  # without a terminal there is nobody to give a key's own password
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(given.certificate, given.key, password="")
+        except OSError as error:
+            return f"{given.certificate} and {given.key} are no certificate and its key without a password ({error})"
     if not loopback and not given.certificate and not given.behind_proxy:
         return (
             f"passwords would cross the network in clear on {given.ip}: add --certificate and --key, or --behind-proxy "
@@ -91,6 +92,8 @@ def run(given: argparse.Namespace) -> int:
         if given.close:
             return _close(kind, given.delete_homes)
         try:
+            if given.rehearse and roll.found(kind):
+                _close(kind, True)  # of a rehearsal that was killed: its learners, and what they had passed
             return _hold(kind, given)
         finally:
             if given.rehearse:
@@ -116,7 +119,6 @@ def _hold(kind: str, given: argparse.Namespace) -> int:
 
     for number in STOPS:  # each ends whatever is done at that moment, a rehearsal too
         signal.signal(number, signal.default_int_handler)
-    waiting = False
     klass = roll.opened(kind, given.learners)
     hub = _Hub(klass)
     docker = containers.connected(given.image) if given.spawner == "docker" else None
@@ -126,7 +128,8 @@ def _hold(kind: str, given: argparse.Namespace) -> int:
         hub.stop()  # of a class that was killed
         servers = lifecycle.up()
         hub_ip = containers.address(docker, given.network, servers) if docker else "127.0.0.1"
-        seed.ensure(servers, given.scale, biographies=True)
+        there = seed.status(servers.services["postgres"], servers.services["mongo"])["scale"]
+        seed.ensure(servers, there or given.scale, biographies=True)
         with lock(f"{kind}/prepare.lock"):
             accounts.prepare(klass, servers)
         address = hub.start(given, hub_ip)
@@ -139,14 +142,12 @@ def _hold(kind: str, given: argparse.Namespace) -> int:
         print(f"to hand out:          {page} and {page.with_suffix('.txt').name}")
         print(_apart_in_words(given.spawner))
         print("Ctrl-C stops it; notebooks, accounts and passwords stay until --close.", flush=True)
-        waiting = True
-        while hub.process.running():
-            time.sleep(1.0)
-        raise WorkshopError(f"JupyterHub has ended, its last words were: {hub.process.last_words()!r}")
-    except KeyboardInterrupt:
-        if waiting:
+        try:
+            while hub.process.running():
+                time.sleep(1.0)
+        except KeyboardInterrupt:
             return 0
-        raise
+        raise hub.failure()
     finally:
         for number in STOPS:  # the end has deadlines of its own, and half of it would leave learners' processes behind
             signal.signal(number, lambda *_: None)
@@ -158,7 +159,9 @@ def _apart_in_words(spawner: str) -> str:
     if spawner == "docker":
         return f"Each learner has a container of her own. Limits: {containers.IN_WORDS}."
     if is_root():
-        return f"Each learner has a user id of her own: files are kept apart. Limits: {apart.NOT_LIMITED}."
+        open_file = ENV_FILE.exists() and ENV_FILE.stat().st_mode & stat.S_IROTH
+        but = f" But learners can read {ENV_FILE}: where it holds passwords, `chmod 600` it." if open_file else ""
+        return f"Each learner has a user id of her own: files are kept apart.{but} Limits: {apart.NOT_LIMITED}."
     return (
         "All learners' processes are yours, so their files, and the passwords in them, are not kept apart: "
         "start the class as root, or with --spawner docker, where they must be."
@@ -184,9 +187,11 @@ class _Hub:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         port = _port(given.ip, given.port)
         ports = {f"{name}_port": free_port() for name in ("hub", "api", "page")}
-        settings = {"ip": given.ip, "port": port, **ports, "spawner": given.spawner, "turns": os.cpu_count() or 1}
-        settings |= {"image": given.image, "network": given.network, "hub_ip": hub_ip}
-        settings |= {name: str(getattr(given, name).resolve()) if getattr(given, name) else None for name in TLS}
+        scheme = "https" if given.certificate else "http"
+        settings = {"url": f"{scheme}://{_host(given.ip)}:{port}", "turns": os.cpu_count() or 1, **ports}
+        settings |= {"spawner": given.spawner, "image": given.image, "network": given.network, "hub_ip": hub_ip}
+        tls = {"certificate": given.certificate, "key": given.key}
+        settings |= {name: str(file.resolve()) if file else "" for name, file in tls.items()}
         write_private(self.folder / "settings.json", json.dumps(settings))
         os.environ[KIND] = self.klass.kind
         # The hub's own state follows the class, whatever folder it works in.
@@ -194,10 +199,16 @@ class _Hub:
         config = CHECKOUT / "workshop" / "classroom" / "hub_config.py"
         command = [sys.executable, "-m", "jupyterhub", "--config", config]
         everywhere = given.ip in ("0.0.0.0", "::")
-        scheme = "https" if given.certificate else "http"
         near = f"{scheme}://{_host({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(given.ip, given.ip))}:{port}/"
-        self.process.start(command, port, lambda: _answers(f"{near}hub/login"), source="wheel")
+        try:
+            self.process.start(command, port, lambda: _answers(f"{near}hub/login"), source="wheel")
+        except WorkshopError:  # it advises what helps a server of the shop
+            raise self.failure() from None
         return f"{scheme}://{socket.getfqdn() if everywhere else _host(given.ip)}:{port}/"
+
+    def failure(self) -> WorkshopError:
+        last, log = self.process.last_words(), self.process.log
+        return WorkshopError(f"JupyterHub has ended, its last words were: {last!r}: read {log}, then start it again")
 
     def stop(self) -> None:
         """Stop it and whatever of the class's processes and containers is left, also after it was killed."""
@@ -219,7 +230,7 @@ class _Hub:
             if is_root() and process.uids().real in {self.klass.uid(seat) for seat in self.klass.seats}:
                 return True
             folder = Path(process.cwd())
-            if self.klass.folder not in (folder, *folder.parents):
+            if self.klass.folder.resolve() not in (folder, *folder.parents):
                 return False
             # Servers that a learner's lessons started write their titles over their environment.
             return process.name() in PROGRAMS or not {KIND, learner.VARIABLE}.isdisjoint(process.environ())
@@ -228,25 +239,20 @@ class _Hub:
 
 
 KIND = "WORKSHOP_CLASS_KIND"  # in the environment of the hub and of what it starts
-TLS = ("certificate", "key")
 
 
 def _port(ip: str, wanted: int) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((ip, wanted))
-            return wanted
-        except OSError as error:
-            if wanted != PORT:
-                raise WorkshopError(f"nothing can listen on {ip}:{wanted} ({error.strerror}): choose another") from None
-        try:
-            probe.bind((ip, 0))
-            return probe.getsockname()[1]
-        except OSError as error:
-            raise WorkshopError(
-                f"nothing can listen on {ip} ({error.strerror}): give an address of this machine"
-            ) from None
+    for port in (wanted, 0) if wanted == PORT else (wanted,):
+        with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((ip, port))
+                return probe.getsockname()[1]
+            except OSError as error:
+                reason = error.strerror
+    raise WorkshopError(
+        f"nothing can listen on {ip}:{wanted} ({reason}): choose another --port, or this machine's --ip"
+    )
 
 
 def _host(ip: str) -> str:
@@ -276,6 +282,7 @@ def _close(kind: str, delete_homes: bool) -> int:
     finally:
         _stop_servers()
     if delete_homes:
+        shutil.rmtree(klass.folder / "homes", ignore_errors=True)  # first: by class.json the class is found again
         shutil.rmtree(klass.folder)
     else:
         shutil.rmtree(klass.folder / "hub", ignore_errors=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
-from sqlalchemy import URL, make_url
 
 from workshop.classroom.roll import Roll
 from workshop.servers.service import Servers
@@ -49,7 +48,7 @@ def address(client: docker.DockerClient, network: str, servers: Servers) -> str:
     gateway = next((pool["Gateway"] for pool in pools if "Gateway" in pool), "")
     if not gateway:
         raise WorkshopError(f"the network {network} does not lead to this machine: name a bridge, or no --network")
-    if near := [name for name in ("postgres", "mongo") if _loopback(servers.services[name].url)]:
+    if near := [name for name in ("postgres", "mongo") if _loopback(servers.services[name].address)]:
         variables = " and ".join(f"WORKSHOP_{name.upper()}_URL" for name in near)
         raise WorkshopError(
             f"containers on the network {network} cannot reach servers that listen on loopback ({', '.join(near)}): "
@@ -58,12 +57,10 @@ def address(client: docker.DockerClient, network: str, servers: Servers) -> str:
     return gateway
 
 
-def _loopback(url: str | URL) -> bool:
-    host = make_url(url).host or "localhost"
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _loopback(address: str) -> bool:
+    """Whether a server's address, host and port or several of them, leads to this machine's loopback or a socket."""
+    hosts = [urlsplit(f"//{part}").hostname or "local" for part in address.split(",")]
+    return any(host in ("localhost", "::1", "local", "local socket") or host.startswith("127.") for host in hosts)
 
 
 def inside(path: Path) -> str:
@@ -100,10 +97,10 @@ def user(klass: Roll, name: str) -> str:
 def remove(klass: Roll) -> None:
     """Remove the class's containers, also those of a hub that was killed; nothing where Docker does not answer."""
     marks = [f"{key}={value}" for key, value in label(klass).items()]
-    with suppress(DockerException):
+    with suppress(DockerException, OSError):  # requests' own errors, as of a Docker that is slow, are OSErrors
         for container in docker.from_env().containers.list(all=True, filters={"label": marks}, ignore_removed=True):
             try:
                 container.remove(force=True, v=True)
-            except APIError:  # it is removing itself at this moment
+            except (APIError, OSError):  # it is removing itself at this moment, or Docker is slow
                 with suppress(APIError, OSError):
                     container.wait(timeout=60, condition="removed")

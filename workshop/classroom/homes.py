@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+from itertools import count
 from pathlib import Path
 
 from workshop.state import read_json, write_private
@@ -24,12 +26,13 @@ def refresh(folder: Path, source: Path) -> list[str]:
     beside = []
     for new in sorted(path for pattern in COPIED for path in source.glob(pattern)):
         digest, own = _digest(new), folder / new.name
-        if known.get(new.name) == digest and (own.exists() or new.name in known):
+        if known.get(new.name) == digest:
             continue  # nothing new since the last time, whatever she has done to it
         if own.exists() and _digest(own) not in (known.get(new.name), digest):
             own = _free(folder, new, digest)
             beside.append(own.name)
-        shutil.copyfile(new, own)
+        shutil.copyfile(new, folder / ".copying")
+        os.replace(folder / ".copying", own)  # in one step: half a one would count as edited
         known[new.name] = digest
     write_private(folder / SHIPPED, json.dumps(known, indent=1))
     return beside
@@ -37,12 +40,10 @@ def refresh(folder: Path, source: Path) -> list[str]:
 
 def _free(folder: Path, new: Path, digest: str) -> Path:
     """A name beside the learner's file that no other file has, unless that is the very same."""
-    number = 1
-    while True:
+    for number in count(1):
         path = folder / f"{new.stem}.new{f'-{number}' if number > 1 else ''}{new.suffix}"
         if not path.exists() or _digest(path) == digest:
             return path
-        number += 1
 
 
 def _digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
@@ -44,7 +45,7 @@ class ClassAuthenticator(SharedPasswordAuthenticator):
         elif len(word) < 4:
             raise HTTPError(403, "your own word needs four letters at least")
         try:
-            taken = self.roll.seat_of(name, word)
+            taken = await asyncio.to_thread(self.roll.seat_of, name, word)  # it may wait for a lock, and hashes
         except WorkshopError as error:
             raise HTTPError(403, str(error)) from None
         if taken is None:
@@ -109,12 +110,11 @@ class DockerSeat(_Seated, DockerSpawner):
 def configure(c: Any, kind: str) -> None:
     """Fill JupyterHub's configuration `c` from what `command.py` wrote into the class's folder."""
     klass = roll.found(kind)
-    given = json.loads((klass.folder / "hub" / "settings.json").read_text(encoding="utf-8"))
-    servers = lifecycle.find()
     folder = klass.folder / "hub"
+    given = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
 
-    c.JupyterHub.bind_url = f"{'https' if given['certificate'] else 'http'}://{given['ip']}:{given['port']}"
-    c.JupyterHub.ssl_cert, c.JupyterHub.ssl_key = given["certificate"] or "", given["key"] or ""
+    c.JupyterHub.bind_url = given["url"]
+    c.JupyterHub.ssl_cert, c.JupyterHub.ssl_key = given["certificate"], given["key"]
     c.JupyterHub.hub_port = given["hub_port"]
     c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{given['api_port']}"
     c.ConfigurableHTTPProxy.command = [sys.executable, "-m", "workshop.classroom.proxy"]
@@ -134,7 +134,7 @@ def configure(c: Any, kind: str) -> None:
     c.ClassAuthenticator.request_otp = True
     c.ClassAuthenticator.otp_prompt = PROMPT
 
-    _Seated.roll, _Seated.servers, _Seated.turns = klass, servers, given["turns"]
+    _Seated.roll, _Seated.servers, _Seated.turns = klass, lifecycle.find(), given["turns"]
     c.JupyterHub.spawner_class = DockerSeat if given["spawner"] == "docker" else LocalSeat
     # Thirty start at the same moment, and two cores take a minute for that.
     c.JupyterHub.concurrent_spawn_limit = 0
@@ -151,18 +151,12 @@ def configure(c: Any, kind: str) -> None:
     if given["spawner"] == "docker":
         _containers(c, klass, given)
 
-    c.JupyterHub.services = [
-        {
-            "name": "class",
-            "url": f"http://127.0.0.1:{given['page_port']}",
-            "command": [sys.executable, "-m", "workshop.classroom.page"],
-            "environment": {"WORKSHOP_STATE": str(state_dir()), "WORKSHOP_CLASS_KIND": kind},
-            "oauth_no_confirm": True,
-        }
-    ]
-    c.JupyterHub.load_roles = [
-        {"name": "page", "services": ["class"], "scopes": ["list:users", "delete:users", "delete:servers"]}
-    ]
+    environment = {"WORKSHOP_STATE": str(state_dir()), "WORKSHOP_CLASS_KIND": kind}
+    page = {"name": "class", "url": f"http://127.0.0.1:{given['page_port']}", "environment": environment}
+    page |= {"command": [sys.executable, "-m", "workshop.classroom.page"], "oauth_no_confirm": True}
+    c.JupyterHub.services = [page]
+    rights = ["read:servers", "delete:servers", "delete:users"]
+    c.JupyterHub.load_roles = [{"name": "page", "services": ["class"], "scopes": rights}]
 
 
 def _containers(c: Any, klass: roll.Roll, given: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import os
 import stat
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote_plus, urlsplit
 
 from jinja2 import Environment, FileSystemLoader
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
@@ -25,27 +25,29 @@ from workshop.servers import lifecycle
 from workshop.state import CHECKOUT
 
 BASE = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/class/")
-MOST_BYTES = 20_000_000
+MOST_BYTES, MOST_GAINS = 5_000_000, 500  # of one learner; the lessons have eighty comparisons
 RESET_S = 60.0
+resetting = asyncio.Lock()  # one after the other: a second click must not meet the first one's half
 
 
 def records(path: Path) -> list[dict[str, Any]]:
     """The records of a learner's file; none where there is no plain file of a usual size."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(path, "rb", opener=lambda name, how: os.open(name, how | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+                return []
+            return [record for line in file.read().splitlines() if isinstance(record := _parsed(line), dict)]
     except OSError:
         return []
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-            return []
-        return [record for line in file.read().splitlines() if isinstance(record := _parsed(line), dict)]
 
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except ValueError:
+        record = json.loads(line)
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair could not be shown
+        return record
+    except (ValueError, RecursionError):
         return None
 
 
@@ -60,21 +62,22 @@ def progress(klass: roll.Roll) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 def _well_formed(record: dict[str, Any]) -> bool:
-    """Whether it is a comparison near the servers whose numbers can be drawn."""
+    """Whether it is a comparison near the servers that can be drawn."""
     span = record.get("interval")
     numbers = [record.get("ratio"), *(span if isinstance(span, list) and len(span) == 2 else [None])]
-    return not record.get("added_round_trip_ms") and all(
-        isinstance(number, int | float) and 0 < number < 1e9 for number in numbers
+    return (
+        not record.get("added_round_trip_ms")
+        and all(isinstance(record.get(word), str) for word in ("lesson", "name", "verdict"))
+        and all(isinstance(number, int | float) and 0 < number < 1e9 for number in numbers)
     )
 
 
-def gains(people: dict[str, Any], chosen: tuple[str, str]) -> list[dict[str, Any]]:
-    """Each learner's latest result of the comparison `chosen`, (lesson, name), under the learner's name."""
-    found = []
+def gains(people: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """{(lesson, name): each learner's latest result of that comparison, under the learner's name}."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for name, kept in people.items():
-        of_it = [r for r in kept["gains"] if (r.get("lesson"), r.get("name")) == chosen and _well_formed(r)]
-        if of_it:
-            found.append({**results.latest(of_it)[0], "lesson": name, "name": ""})
+        for record in results.latest(filter(_well_formed, kept["gains"]))[-MOST_GAINS:]:
+            found.setdefault((record["lesson"], record["name"]), []).append({**record, "lesson": name, "name": ""})
     return found
 
 
@@ -96,17 +99,16 @@ class Page(HubOAuthenticated, RequestHandler):
     @authenticated
     async def get(self) -> None:
         klass = self.klass()
-        people = progress(klass)
+        people = await asyncio.to_thread(progress, klass)
         exercises = [
             (lesson.stem, exercise)
             for lesson in sorted((CHECKOUT / "notebooks").glob("[0-9]*.ipynb"))
             for exercise in passed.solutions(lesson.stem)
         ]
         done = {name: passed.best(kept["passed"]) for name, kept in people.items()}
-        known = {(str(r.get("lesson")), str(r.get("name"))) for p in people.values() for r in p["gains"]}
-        known = sorted(pair for pair in known if gains(people, pair))
+        compared = gains(people)
         chosen = (self.get_argument("lesson", ""), self.get_argument("name", ""))
-        drawn = gains(people, chosen)
+        drawn = compared.get(chosen)
         template = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
         self.finish(
             template.get_template("page.html.jinja").render(
@@ -116,7 +118,7 @@ class Page(HubOAuthenticated, RequestHandler):
                 exercises=exercises,
                 begun=[exercise for exercise in exercises if any(exercise in of for of in done.values())],
                 done=done,
-                comparisons=known,
+                comparisons=sorted(compared),
                 chosen=chosen,
                 figure=await asyncio.to_thread(picture, drawn, f"{chosen[0]}: {chosen[1]}") if drawn else "",
                 told=self.get_argument("told", ""),
@@ -126,26 +128,27 @@ class Page(HubOAuthenticated, RequestHandler):
 
     @authenticated
     async def post(self) -> None:
-        """Reset a learner: server stopped, home and databases deleted, seat and word given back."""
+        """Reset a learner: server stopped, databases and home deleted, seat and word given back."""
         klass, name = self.klass(), self.get_body_argument("learner")
-        if name not in klass.seated() or name == roll.TEACHER:
-            raise HTTPError(404, "no such learner")
-        await _hub("DELETE", f"users/{name}/server")
-        give_up = asyncio.get_running_loop().time() + RESET_S
-        while (user := await _hub("GET", f"users/{name}")) and (user.get("server") or user.get("pending")):
-            if asyncio.get_running_loop().time() > give_up:
-                raise HTTPError(503, f"the server of {name} has not stopped within {RESET_S:.0f} s: try again")
-            await asyncio.sleep(0.3)
-        await _hub("DELETE", f"users/{name}")  # and with it her session
-        await asyncio.to_thread(_reset, klass, name)
-        self.redirect(f"{BASE}?told={name}+is+reset")
+        async with resetting:
+            if name not in klass.seated() or name == roll.TEACHER:
+                raise HTTPError(404, "no such learner")
+            await _hub("DELETE", f"users/{name}/server")
+            give_up = asyncio.get_running_loop().time() + RESET_S
+            while (await _hub("GET", f"users/{name}")).get("servers"):  # those that start or stop are named, too
+                if asyncio.get_running_loop().time() > give_up:
+                    raise HTTPError(503, f"the server of {name} has not stopped within {RESET_S:.0f} s: try again")
+                await asyncio.sleep(0.3)
+            await _hub("DELETE", f"users/{name}")  # and with it her session
+            left = await asyncio.to_thread(_reset, klass, name)
+        told = f"{name} is reset" + "".join(f"; {home} could not be deleted: delete it by hand" for home in left)
+        self.redirect(f"{BASE}?told={quote_plus(told)}")
 
 
-def _reset(klass: roll.Roll, name: str) -> None:
-    servers = lifecycle.find()
-    seat = klass.forget(name)
-    if seat is not None:
-        accounts.reset(klass, servers, seat)
+def _reset(klass: roll.Roll, name: str) -> list[Path]:
+    """Clear her place, then free it: a reset that was killed can be had again. What of homes could not be deleted."""
+    accounts.reset(klass, lifecycle.find(), klass.shut(name))
+    return klass.forget(name)
 
 
 async def _hub(method: str, path: str) -> dict[str, Any]:
@@ -158,7 +161,7 @@ async def _hub(method: str, path: str) -> dict[str, Any]:
     try:
         answer = await AsyncHTTPClient().fetch(request)
     except HTTPClientError as error:
-        if error.code in (400, 404):
+        if error.code == 404:
             return {}
         raise HTTPError(503, f"the hub answered {error.code} to {method} {path}") from None
     return json.loads(answer.body or b"{}")

@@ -91,11 +91,9 @@ async def _all(klass: Roll, address: str, sources: list[str], learners: list[Lea
 
 
 async def _take(klass: Roll, address: str, sources: list[str], learner: Learner, ready: asyncio.Barrier) -> None:
+    jar, connector = aiohttp.CookieJar(unsafe=True), aiohttp.TCPConnector(ssl=False)  # the certificate may be nobody's
     try:
-        async with (
-            asyncio.timeout(DEADLINE_S),
-            aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session,
-        ):
+        async with asyncio.timeout(DEADLINE_S), aiohttp.ClientSession(cookie_jar=jar, connector=connector) as session:
             browser = _Browser(session, address, learner.name, klass)
             with _timed(learner, "server"):
                 await browser.log_in()
@@ -135,31 +133,31 @@ class _Browser:
 
     async def log_in(self, deadline_s: float = 300.0) -> None:
         """Through the form; returns when the server is ready. Its API is then open by a token of the learner's."""
-        async with self.session.get(f"{self.address}hub/login", ssl=False) as page:
+        async with self.session.get(f"{self.address}hub/login") as page:
             form = re.search(r'name="_xsrf" value="([^"]+)"', await page.text())
         data = {"username": self.name, "password": self.klass.password, "otp": f"word of {self.name}"}
         data["_xsrf"] = form[1] if form else ""
-        async with self.session.post(f"{self.address}hub/login", data=data, ssl=False, allow_redirects=False) as page:
+        async with self.session.post(f"{self.address}hub/login", data=data, allow_redirects=False) as page:
             if page.status != 302:
                 said = re.search(r'class="login_error">([^<]*)<', await page.text())
                 raise WorkshopError(f"the login was refused: {said[1] if said else page.status}")
-        async with self.session.get(f"{self.address}hub/home", ssl=False) as page:
+        async with self.session.get(f"{self.address}hub/home") as page:
             await page.read()
         url = f"{self.address}hub/api/users/{self.name}"
         cookies = self.session.cookie_jar.filter_cookies(URL(f"{self.address}hub/"))
         xsrf = cookies["_xsrf"].value if "_xsrf" in cookies else ""
         headers = {"X-XSRFToken": xsrf, "Referer": f"{self.address}hub/home"}
-        async with self.session.post(f"{url}/tokens", json={}, headers=headers, ssl=False) as answer:
+        async with self.session.post(f"{url}/tokens", json={}, headers=headers) as answer:
             known = await answer.json()
             if "token" not in known:
                 raise WorkshopError(f"the hub gave no token: {known.get('message', answer.status)}")
         self.headers = {"Authorization": f"token {known['token']}"}
-        async with self.session.post(f"{url}/server", headers=self.headers, ssl=False) as answer:
+        async with self.session.post(f"{url}/server", headers=self.headers) as answer:
             if answer.status not in (201, 202):
                 raise WorkshopError(f"the server did not start: {(await answer.text())[:100]}")
         give_up = time.monotonic() + deadline_s
         while time.monotonic() < give_up:
-            async with self.session.get(url, headers=self.headers, ssl=False) as answer:
+            async with self.session.get(url, headers=self.headers) as answer:
                 known = await answer.json()
             if known.get("server") and not known.get("pending"):
                 return
@@ -171,12 +169,12 @@ class _Browser:
     async def kernel(self) -> aiohttp.ClientWebSocketResponse:
         """The web socket of a new kernel, in the folder of the notebooks."""
         url = f"{self.address}user/{self.name}/api/kernels"
-        async with self.session.post(url, headers=self.headers, json={"name": "python3"}, ssl=False) as answer:
+        async with self.session.post(url, headers=self.headers, json={"name": "python3"}) as answer:
             if answer.status != 201:
                 raise WorkshopError(f"no kernel started: {answer.status}")
             known = await answer.json()
         channels = f"{url}/{known['id']}/channels".replace("http", "ws", 1)
-        return await self.session.ws_connect(channels, headers=self.headers, ssl=False, max_msg_size=0)
+        return await self.session.ws_connect(channels, headers=self.headers, max_msg_size=0)
 
 
 async def run_cell(kernel: aiohttp.ClientWebSocketResponse, source: str) -> None:

@@ -13,7 +13,8 @@ import os
 import pwd
 import secrets
 import shutil
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from workshop.learner import Place
@@ -22,6 +23,8 @@ from workshop.state import WorkshopError, is_root, lock, read_json, state_dir, w
 SANDBOXES = 6  # lessons that a learner may have open at once
 FIRST_UID = 70_000  # up to 100,000: above the accounts of people, below those that containers map
 TEACHER = "teacher"
+RESETS = "resets.json"  # {seat: how often it was reset}
+GONE = ".gone-"  # before the name of a home that is being deleted: no learner has such a name
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # no two of them look alike on a handout
 
 
@@ -58,6 +61,10 @@ class Roll:
         """A secret of the seat, 32 hexadecimal digits; the same for as long as the class is kept."""
         return hmac.new(self.secret.encode(), f"{what} {seat}".encode(), hashlib.sha256).hexdigest()[:32]
 
+    def password_of(self, server: str, seat: int) -> str:
+        """The seat's password on a server, another one after each reset: who sat there before has only the old one."""
+        return self.derived(f"{server} {read_json(self.folder / RESETS).get(str(seat), 0)}", seat)
+
     def uid(self, seat: int) -> int | None:
         """The user id that the seat's processes have; None where they have the class's, which is not root."""
         # Classes of one machine, also of several checkouts, have other ids.
@@ -76,10 +83,8 @@ class Roll:
     def home(self, name: str) -> Path:
         return self.folder / "homes" / name
 
-    # --- who sits where ---------------------------------------------------------------------------------------------
-
     def seated(self) -> dict[str, dict]:
-        """{learner: {"seat", "word"}}; `word` is a hash."""
+        """{learner: {"seat", "word"}}; `word` is a hash, "" where no word opens the seat any more."""
         return read_json(self.folder / "seats.json")
 
     def seat_of(self, name: str, word: str) -> int | None:
@@ -87,34 +92,44 @@ class Roll:
 
         Raises WorkshopError when no seat is free.
         """
+        first = _hashed(word, secrets.token_hex(8))  # takes a while, so not with the lock held
         with lock(f"{self.kind}/seats.lock", 10):
             seated = self.seated()
-            if name in seated:
-                salt, _, known = seated[name]["word"].partition("$")
-                return seated[name]["seat"] if hmac.compare_digest(known, _hashed(word, salt)) else None
-            taken = {known["seat"] for known in seated.values()}
-            free = [0] if name == TEACHER else self.seats[1:]
-            seat = next((seat for seat in free if seat not in taken), None)
-            if seat is None:
-                raise WorkshopError(f"all {self.learners} places are taken: start the class with more --learners")
-            salt = secrets.token_hex(8)
-            seated[name] = {"seat": seat, "word": f"{salt}${_hashed(word, salt)}"}
+            if name not in seated:
+                free = ({0} if name == TEACHER else {*self.seats[1:]}) - {known["seat"] for known in seated.values()}
+                if not free:
+                    raise WorkshopError(f"all {self.learners} places are taken: start the class with more --learners")
+                self._make_home(name, min(free))  # first: where the disk is full, the next login tries it again
+                seated[name] = {"seat": min(free), "word": first}
+                write_private(self.folder / "seats.json", json.dumps(seated))
+        known = seated[name]["word"]
+        return seated[name]["seat"] if hmac.compare_digest(known, _hashed(word, known.partition("$")[0])) else None
+
+    def shut(self, name: str) -> int:
+        """From now on no word opens the learner's seat, and its passwords are others; the seat."""
+        with lock(f"{self.kind}/seats.lock", 10):
+            seated, resets = self.seated(), read_json(self.folder / RESETS)
+            seat = seated[name]["seat"]
+            seated[name]["word"] = ""
+            resets[str(seat)] = resets.get(str(seat), 0) + 1
+            write_private(self.folder / RESETS, json.dumps(resets))
             write_private(self.folder / "seats.json", json.dumps(seated))
-            self._make_home(name, seat)
             return seat
 
-    def forget(self, name: str) -> int | None:
-        """Take the learner's seat away and delete her home; the seat, None for somebody who has none.
+    def forget(self, name: str) -> list[Path]:
+        """Give the learner's seat to who comes next and delete her home; what of homes could not be deleted.
 
         Her next login is a first one. Her server does not run.
         """
+        homes = self.folder / "homes"
         with lock(f"{self.kind}/seats.lock", 10):
             seated = self.seated()
-            seat = seated.pop(name, {}).get("seat")
-            if seat is not None:
-                shutil.rmtree(self.home(name), ignore_errors=True)
-                write_private(self.folder / "seats.json", json.dumps(seated))
-            return seat
+            if seated.pop(name, None) and self.home(name).exists():
+                self.home(name).rename(homes / f"{GONE}{secrets.token_hex(4)}")
+            write_private(self.folder / "seats.json", json.dumps(seated))
+        for gone in homes.glob(f"{GONE}*"):  # also those of a reset that was killed here
+            shutil.rmtree(gone, ignore_errors=True)
+        return list(homes.glob(f"{GONE}*"))
 
     def _make_home(self, name: str, seat: int) -> None:
         homes = self.folder / "homes"
@@ -126,7 +141,7 @@ class Roll:
 
 
 def _hashed(word: str, salt: str) -> str:
-    return hashlib.scrypt(word.encode(), salt=salt.encode(), n=2**14, r=8, p=1).hex()
+    return f"{salt}${hashlib.scrypt(word.encode(), salt=salt.encode(), n=2**14, r=8, p=1).hex()}"
 
 
 def found(kind: str) -> Roll | None:
@@ -137,26 +152,23 @@ def found(kind: str) -> Roll | None:
 
 def opened(kind: str, learners: int | None) -> Roll:
     """The class that is there, with this many `learners` (as many as it had, 30 at first), made where there is none."""
-    known = found(kind)
     folder = state_dir() / kind
     folder.mkdir(mode=0o711 if is_root() else 0o700, exist_ok=True)
-    letters = ["".join(secrets.choice(LETTERS) for _ in range(4)) for _ in range(3)]
-    roll = Roll(
+    roll = found(kind) or Roll(
         kind=kind,
-        key=known.key if known else secrets.token_hex(3),
-        secret=known.secret if known else secrets.token_hex(32),
-        password=known.password if known else "-".join(letters),
-        teacher_password=known.teacher_password if known else secrets.token_urlsafe(27),
-        # Fewer than before would leave accounts behind that nobody knows.
-        learners=max(learners or (known.learners if known else 30), known.learners if known else 1),
+        key=secrets.token_hex(3),
+        secret=secrets.token_hex(32),
+        password="-".join("".join(secrets.choice(LETTERS) for _ in range(4)) for _ in range(3)),
+        teacher_password=secrets.token_urlsafe(27),
+        learners=learners or 30,
     )
+    # Fewer than before would leave accounts behind that nobody knows.
+    roll = replace(roll, learners=max(learners or 0, roll.learners))
     for seat in (roll.seats[0], roll.seats[-1]) if is_root() else ():
-        try:
+        with suppress(KeyError):
             raise WorkshopError(
                 f"user id {roll.uid(seat)} is {pwd.getpwuid(roll.uid(seat)).pw_name}'s, and a class needs those from "
                 f"{roll.uid(roll.seats[0])} on: run it as another user than root"
             )
-        except KeyError:
-            pass
     write_private(folder / "class.json", json.dumps(asdict(roll)))
     return roll
