@@ -74,7 +74,7 @@ bench: $(READY)
 # All that was made: environment, servers, data, and the caches of the tools.
 clean:
 	@# Where the environment is broken, nothing of its own can run; servers that cannot be stopped keep their data.
-	@! $(PY) -c 'import workshop.cli' 2>/dev/null || { $(RUN) workshop down && $(PY) -m workshop.state --delete; }
+	@! $(PY) -c 'import workshop.servers.lifecycle' 2>/dev/null || { $(RUN) workshop down && $(PY) -m workshop.state --delete; }
 	rm -rf $(VENV) .workshop *.egg-info
 	find . -name __pycache__ -o -name .ipynb_checkpoints -o -name .pytest_cache -o -name .ruff_cache | grep -v '^./.git/' | tr '\n' '\0' | xargs -0 rm -rf
 

@@ -92,6 +92,7 @@ def test_an_exercise_is_kept_under_its_own_name(monkeypatch):
     shell = SimpleNamespace(user_ns={"In": [cell]})
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setattr(passed, "FILE", "test-passed.jsonl")
+    (state_dir() / passed.FILE).unlink(missing_ok=True)
     passed.keep("17-more-than-one-machine", "yes")
     shell.user_ns["In"].append("def helper():\n    pass\n")  # passes no exercise
     passed.keep("17-more-than-one-machine", "yes")

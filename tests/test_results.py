@@ -126,6 +126,7 @@ def test_latest_of_each_comparison():
         for at, added in (("on loopback", 0), ("at 2 ms", 2), ("on your network", 0))
     )
     assert results.latest([here, far, by_url]) == [far, by_url]
+    assert len(results.latest([record(series=[1], added_round_trip_ms={})])) == 1
 
 
 # ----------------------------------------------------------------------------------------------- the reports

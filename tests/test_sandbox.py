@@ -241,6 +241,25 @@ def test_a_restart_of_postgresql_costs_nobody_a_sandbox(shop, monkeypatch):
         box.drop()
 
 
+@pytest.mark.long
+def test_nor_does_a_backend_that_is_killed(shop, monkeypatch):
+    """PostgreSQL then ends all sessions, and goes on without being started."""
+    monkeypatch.setattr(lease, "BACK_S", 3)
+    with connect(shop.postgres) as connection:
+        while not lease.is_back(connection):
+            time.sleep(0.2)
+        os.kill(connection.info.backend_pid, signal.SIGKILL)
+    give_up = time.monotonic() + 20
+    while time.monotonic() < give_up:
+        try:
+            with connect(shop.postgres) as connection:
+                assert not lease.is_back(connection)
+                return
+        except psycopg.OperationalError:  # it recovers
+            time.sleep(0.05)
+    raise AssertionError("PostgreSQL did not come back")
+
+
 def test_a_kill_between_create_and_mark_leaves_nothing_for_ever(shop):
     name = f"{sandbox.PREFIX}test_0a1b2c3d"
     with connect(shop.postgres) as connection:

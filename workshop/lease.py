@@ -97,8 +97,12 @@ class PostgresLease:
 
 
 def is_back(connection: psycopg.Connection) -> bool:
-    """Whether PostgreSQL has run for so long that all who lived through its restart hold their leases again."""
-    since = "SELECT now() - pg_postmaster_start_time() > make_interval(secs => %s)"
+    """Whether PostgreSQL has run for so long that all who lived through its restart hold their leases again.
+
+    Where one backend dies, it ends them all, and starts the checkpointer anew, but not itself.
+    """
+    begun = "SELECT backend_start FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+    since = f"SELECT now() - greatest(pg_postmaster_start_time(), ({begun})) > make_interval(secs => %s)"
     return connection.execute(since, [BACK_S]).fetchone()[0]
 
 

@@ -70,7 +70,8 @@ def latest(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     found: dict[tuple, dict[str, Any]] = {}
     for record in records:
-        key = (record.get("lesson"), record.get("series") or record.get("name"), record.get("added_round_trip_ms"))
+        parts = (record.get("lesson"), record.get("series") or record.get("name"), record.get("added_round_trip_ms"))
+        key = tuple(map(str, parts))  # of a learner's file, which may hold anything
         found.pop(key, None)
         found[key] = dict(record)
     return list(found.values())

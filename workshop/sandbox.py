@@ -124,7 +124,7 @@ def drop_mongo(client: MongoClient, name: str) -> None:
 
 
 def create(servers: Servers, label: str, wanted: Sequence[str], *, biographies: bool = False) -> Sandbox:
-    """Copies of the shop on the `wanted` servers, of "postgres", "mongo" and "redis", held until `release` or `drop`.
+    """Copies of the shop on the `wanted` servers, of "postgres", "mongo" and "redis", held until `drop`.
 
     With `biographies` it is the shop whose customers have theirs; seed.ensure makes it.
     What was left behind without a lease is dropped first. Raises WorkshopError when a copy cannot be had.
@@ -138,6 +138,8 @@ def create(servers: Servers, label: str, wanted: Sequence[str], *, biographies: 
         if "postgres" in wanted:
             sandbox.postgres_url = servers.postgres.render_as_string(hide_password=False)
             sandbox.hold(lease.PostgresLease(servers.postgres, sandbox.name))
+            if seat:  # the name was used before, and what it was used for may be left over
+                drop_postgres(servers.postgres, sandbox.name)
             template = WITH_BIOGRAPHIES if biographies else DATABASE
             if not (seat and not biographies and _take_spare(servers.postgres, sandbox.name, seat.spare)):
                 _clone_postgres(servers.postgres, sandbox.name, f"{seat.templates if seat else ''}{template}")

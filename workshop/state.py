@@ -76,7 +76,7 @@ def state_dir() -> Path:
                 f"the state folder {folder} is a link or belongs to another user: "
                 "set WORKSHOP_STATE to a folder of your own and run again"
             )
-        inside = {path.name for path in folder.iterdir()}
+        inside = {path.name for path in folder.iterdir()} - {"lost+found", ".DS_Store"}
         if not inside:
             (folder / "lock").touch()
         elif not inside & OURS:

@@ -208,7 +208,7 @@ class _Hub:
 
     def failure(self) -> WorkshopError:
         last, log = self.process.last_words(), self.process.log
-        return WorkshopError(f"JupyterHub has ended, its last words were: {last!r}: read {log}, then start it again")
+        return WorkshopError(f"JupyterHub does not run, its last words were: {last!r}: read {log}, then start it again")
 
     def stop(self) -> None:
         """Stop it and whatever of the class's processes and containers is left, also after it was killed."""
@@ -282,7 +282,10 @@ def _close(kind: str, delete_homes: bool) -> int:
     finally:
         _stop_servers()
     if delete_homes:
-        shutil.rmtree(klass.folder / "homes", ignore_errors=True)  # first: by class.json the class is found again
+        homes = klass.folder / "homes"
+        shutil.rmtree(homes, ignore_errors=True)
+        if homes.exists():  # by class.json, which stays, the class is found again
+            raise WorkshopError(f"{homes} could not be deleted: delete it by hand, then run this command again")
         shutil.rmtree(klass.folder)
     else:
         shutil.rmtree(klass.folder / "hub", ignore_errors=True)

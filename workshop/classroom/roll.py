@@ -125,7 +125,7 @@ class Roll:
         with lock(f"{self.kind}/seats.lock", 10):
             seated = self.seated()
             if seated.pop(name, None) and self.home(name).exists():
-                self.home(name).rename(homes / f"{GONE}{secrets.token_hex(4)}")
+                self.home(name).rename(homes / f"{GONE}{name}-{secrets.token_hex(4)}")
             write_private(self.folder / "seats.json", json.dumps(seated))
         for gone in homes.glob(f"{GONE}*"):  # also those of a reset that was killed here
             shutil.rmtree(gone, ignore_errors=True)

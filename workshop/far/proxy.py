@@ -106,7 +106,7 @@ class Proxy:
             [sys.executable, "-m", "workshop.far.relay", json.dumps(setting)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # interrupting a cell must not end it
+            start_new_session=True,  # interrupting a cell must not end it, save while it is asked for its counts
         )
         try:
             self.port = self._answer(START_DEADLINE_S)["port"]

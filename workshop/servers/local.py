@@ -13,7 +13,7 @@ from workshop.servers.process import MUTE_DEADLINE_S, ServerProcess
 from workshop.servers.service import Service
 from workshop.state import WorkshopError, state_dir
 
-QUESTIONS = 3  # each waits five seconds: others may use a server that is only busy
+QUESTIONS = 3  # one that is silent keeps each waiting for five seconds: it may only be busy, and others use it
 REFUSED_DEADLINE_S = 5.0  # for a server that recovers, or whose connections are all taken
 
 

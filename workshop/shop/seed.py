@@ -32,7 +32,8 @@ def ensure(servers: Servers, scale: float | None = None, *, biographies: bool = 
     The shop with `biographies` is made when somebody asks for it, and made anew where it is there.
     Without a `scale` it is that of the shop that is there, PostgreSQL's where the two stores differ, or 1. A shop that
     was loaded from other files than those in data/ now is replaced. Seeding anew happens beside the shop that is there
-    and takes its place in the last step: copies that are open stay as they are. Raises WorkshopError.
+    and takes its place in the last step: copies that are open stay as they are. Raises ValueError
+    for a scale out of range, else WorkshopError.
     """
     found = []  # (what it was seeded with, how to seed it)
     if "postgres" in servers:
@@ -50,12 +51,12 @@ def ensure(servers: Servers, scale: float | None = None, *, biographies: bool = 
     with ThreadPoolExecutor(len(missing)) as pool:
         loading = [pool.submit(seed, scale=scale, anew=anew) for seed in missing]
     failed = [error for future in loading if (error := future.exception())]
-    refused = [error for error in failed if isinstance(error, (psycopg.Error, PyMongoError))]
-    if failed and failed == refused:
-        reasons = "; ".join(" ".join(str(error).split()) for error in refused)
-        raise WorkshopError(f"the shop could not be loaded, run the command again: {reasons}") from failed[0]
     for error in failed:
-        raise error
+        if not isinstance(error, (psycopg.Error, PyMongoError)):
+            raise error
+    if failed:
+        reasons = "; ".join(" ".join(str(error).split()) for error in failed)
+        raise WorkshopError(f"the shop could not be loaded, run the command again: {reasons}") from failed[0]
 
 
 def status(postgres: Service | None, mongo: Service | None) -> dict[str, Any]:
