@@ -52,10 +52,10 @@ monitoring.register(_commands)  # for every client created from now on
 
 @dataclass
 class _Profiler:
-    """A profiler that this process has switched on: for how many blocks, and the settings that it had before."""
+    """A profiler that this process has switched on: for how many blocks, and the level that it had before."""
 
     blocks: int
-    settings: dict[str, Any]
+    level: int
 
 
 _profilers: dict[tuple[str, str], _Profiler] = {}  # by the server's process and the database
@@ -129,9 +129,9 @@ class MongoProbe:
             _profilers[key].blocks += 1
         return key
 
-    def _switch_on(self) -> dict[str, Any]:
-        """Record every operation, in a system.profile of our own; return the settings before."""
-        old = self._run("profile", -1)
+    def _switch_on(self) -> int:
+        """Record every operation, in a system.profile of our own; return the level before."""
+        level = self._run("profile", -1)["was"]
         info = self.database.list_collections(filter={"name": "system.profile"}, comment=_COMMENT)
         options = next((c["options"] for c in info), None)
         if options is not None and options.get("max") != _PROFILE_DOCUMENTS:
@@ -142,25 +142,24 @@ class MongoProbe:
         if options is not None:
             self._run("profile", 0)
             self._run("drop", "system.profile")
-            old["was"] = 0
+            level = 0
         self._run("create", "system.profile", capped=True, size=_PROFILE_BYTES, max=_PROFILE_DOCUMENTS)
         self._run("profile", 2)  # every operation, whatever threshold, sampling or filter is set for slow ones
-        return old
+        return level
 
     def _stop_profiler(self, key: tuple[str, str], seen: Observation) -> None:
-        """Leave the profiler; the last block to leave puts the settings back."""
+        """Leave the profiler; the last block to leave puts the level back."""
         with _lock:
             profiler = _profilers[key]
             profiler.blocks -= 1
             if profiler.blocks:
                 return
             del _profilers[key]
-            old = profiler.settings
             try:
                 with pymongo.timeout(DEADLINE):
                     self._run("profile", 0)
                     self._run("drop", "system.profile")
-                    self._run("profile", old["was"])
+                    self._run("profile", profiler.level)
             except PyMongoError as error:
                 seen._note(
                     f"MongoDB's profiler could not be switched off in {self.database.name!r} ({error});"

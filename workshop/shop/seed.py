@@ -32,8 +32,9 @@ def ensure(servers: Servers, scale: float | None = None, *, biographies: bool = 
     The shop with `biographies` is made when somebody asks for it, and made anew where it is there.
     Without a `scale` it is that of the shop that is there, PostgreSQL's where the two stores differ, or 1. A shop that
     was loaded from other files than those in data/ now is replaced. Seeding anew happens beside the shop that is there
-    and takes its place in the last step: copies that are open stay as they are. Raises ValueError
-    for a scale out of range, else WorkshopError.
+    and takes its place in the last step: copies that are open stay as they are.
+
+    Raises ValueError for a scale out of range, else WorkshopError.
     """
     found = []  # (what it was seeded with, how to seed it)
     if "postgres" in servers:
